@@ -1,0 +1,1 @@
+//! From the boot loader to `main`.

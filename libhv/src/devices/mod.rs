@@ -1,0 +1,1 @@
+//! The devices a guest sees: one chipset, and room for the appliance's own.

@@ -1,0 +1,1 @@
+//! One guest instruction in software: decode, operands, execute.

@@ -1,0 +1,194 @@
+//! Why the host could not do its part. What a guest does wrong is never an [`Error`]: it is a
+//! [`Resolution`](crate::exit::Resolution).
+
+use crate::exit::RawExit;
+use core::fmt;
+
+/// The result of what only the host can fail at.
+pub type Result<T> = core::result::Result<T, Error>;
+
+/// What was needed of the processor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Requirement {
+    /// VMX or SVM.
+    Virtualization,
+    /// IA32_FEATURE_CONTROL allows VMXON outside SMX (SDM Vol. 3C 24.7).
+    VmxEnabledByFirmware,
+    /// VM_CR.SVMDIS is 0 (APM Vol. 2 15.4).
+    SvmEnabledByFirmware,
+    /// EPT or nested paging.
+    NestedPaging,
+    /// The "unrestricted guest" VM-execution control.
+    UnrestrictedGuest,
+    /// A VM-execution, VM-entry or VM-exit control: the capability MSR and the bits it lacks.
+    VmxControl {
+        /// The capability MSR (SDM Vol. 3D App. A).
+        capability: u32,
+        /// Bits required that the processor does not allow to be 1.
+        missing: u32,
+    },
+    /// A time-stamp counter that runs at a constant rate.
+    InvariantTsc,
+    /// A local APIC.
+    LocalApic,
+}
+
+/// Why a VM entry failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryFailure {
+    /// VMfailValid, with the VM-instruction error (SDM Vol. 3C 31.4).
+    VmInstruction(u32),
+    /// VMfailInvalid: no current VMCS.
+    NoCurrentVmcs,
+    /// The processor refused the guest's state (exit reason with bit 31, or VMEXIT_INVALID).
+    InvalidState(RawExit),
+}
+
+/// What was wrong with an image a guest was to be made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// Bytes needed and bytes found.
+    Truncated {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// A magic number was not there: what kind of image was expected.
+    NotThisKind(&'static str),
+    /// The field of the format that holds an impossible value, and the value.
+    BadField(&'static str, u64),
+    /// A part of the image that no guest memory holds: its name, first and last address.
+    DoesNotFit {
+        /// "kernel", "initrd", "module", "segment", ...
+        part: &'static str,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are for it.
+        available: u64,
+    },
+    /// The image asks for something this loader does not do.
+    Unsupported(&'static str),
+}
+
+/// Why the host could not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The processor or its firmware lacks something.
+    Unsupported(Requirement),
+    /// VM entry failed.
+    VmEntry(EntryFailure),
+    /// A guest image was no good.
+    Image(ImageError),
+    /// The guest needs more memory than the machine has: bytes needed, bytes available.
+    GuestTooLarge {
+        /// Bytes the guest was to have.
+        needed: u64,
+        /// Bytes the machine can give it.
+        available: u64,
+    },
+    /// No frame of memory is left: what it was for.
+    OutOfMemory(&'static str),
+    /// A boot module is missing: its position on the boot loader's list, from 0, and what it was to be.
+    MissingModule {
+        /// The position, from 0.
+        index: usize,
+        /// What it was to be: "kernel", "initrd".
+        role: &'static str,
+    },
+    /// The boot loader's information could not be used: what was wrong with it.
+    BootInformation(&'static str),
+    /// Two regions of guest-physical memory overlap, or one is not aligned to pages: its first address.
+    BadRegion(u64),
+    /// The command line is longer than the image's loader takes: bytes given, bytes allowed.
+    CommandLineTooLong {
+        /// Bytes given.
+        given: usize,
+        /// Bytes allowed.
+        allowed: usize,
+    },
+}
+
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Virtualization => f.write_str("a processor with VMX or SVM; CPUID reports neither"),
+            Self::VmxEnabledByFirmware => {
+                f.write_str("VMX outside SMX operation; firmware locked IA32_FEATURE_CONTROL (3AH) without bit 2")
+            }
+            Self::SvmEnabledByFirmware => f.write_str("SVM; firmware set VM_CR.SVMDIS (C001_0114H bit 4)"),
+            Self::NestedPaging => f.write_str("nested paging (EPT on VMX, NPT on SVM); the processor has none"),
+            Self::UnrestrictedGuest => f.write_str("the \"unrestricted guest\" control; the processor lacks it"),
+            Self::VmxControl { capability, missing } => {
+                write!(f, "VMX controls {missing:#x} of capability MSR {capability:#x}; the processor lacks them")
+            }
+            Self::InvariantTsc => f.write_str("an invariant time-stamp counter; the processor has none"),
+            Self::LocalApic => f.write_str("a local APIC; CPUID reports none"),
+        }
+    }
+}
+
+impl fmt::Display for EntryFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::VmInstruction(number) => write!(f, "VM-instruction error {number}"),
+            Self::NoCurrentVmcs => f.write_str("no current VMCS"),
+            Self::InvalidState(raw) => {
+                write!(
+                    f,
+                    "invalid guest state, exit code {:#x}, information {:#x}, RIP {:#x}",
+                    raw.code, raw.info1, raw.rip
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated { needed, found } => write!(f, "needs {needed} bytes, has {found}"),
+            Self::NotThisKind(kind) => write!(f, "is not {kind}"),
+            Self::BadField(field, value) => write!(f, "has {value:#x} in {field}"),
+            Self::DoesNotFit { part, needed, available } => {
+                write!(f, "has a {part} of {needed} bytes, and guest memory has room for {available}")
+            }
+            Self::Unsupported(what) => write!(f, "asks for {what}, which this loader does not do"),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported(requirement) => write!(f, "this hypervisor needs {requirement}"),
+            Self::VmEntry(failure) => write!(f, "VM entry failed: {failure}"),
+            Self::Image(error) => write!(f, "the guest image {error}"),
+            Self::GuestTooLarge { needed, available } => {
+                write!(f, "the guest needs {needed} bytes of memory, and the machine can give it {available}")
+            }
+            Self::OutOfMemory(purpose) => write!(f, "no memory left for {purpose}"),
+            Self::MissingModule { index, role } => {
+                write!(f, "boot module {index} ({role}) is missing; the boot loader gave fewer")
+            }
+            Self::BootInformation(problem) => write!(f, "the boot loader's information cannot be used: {problem}"),
+            Self::BadRegion(start) => {
+                write!(f, "the guest memory region at {start:#x} overlaps another or is not aligned to pages")
+            }
+            Self::CommandLineTooLong { given, allowed } => {
+                write!(f, "the command line has {given} bytes, and the image takes {allowed}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Error {}

@@ -1,0 +1,301 @@
+//! What made a guest leave, and what is decided about it: values, so that every handler is a plain function.
+
+use crate::address::{Gpa, Gva};
+use crate::registers::Gpr;
+use core::fmt;
+
+/// A model-specific register by its index. Any 32-bit value names one; few exist.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Msr(pub u32);
+
+impl fmt::Debug for Msr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Msr({:#x})", self.0)
+    }
+}
+
+/// The width of a port or memory access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Width {
+    /// 8 bits
+    Byte = 1,
+    /// 16 bits
+    Word = 2,
+    /// 32 bits
+    Dword = 4,
+    /// 64 bits; memory only
+    Qword = 8,
+}
+
+impl Width {
+    /// Returns the width in bytes: 1, 2, 4 or 8.
+    #[inline]
+    pub const fn bytes(self) -> usize {
+        self as usize
+    }
+    /// Returns the mask of the bits a value of this width has.
+    #[inline]
+    pub const fn mask(self) -> u64 {
+        match self {
+            Self::Byte => 0xFF,
+            Self::Word => 0xFFFF,
+            Self::Dword => 0xFFFF_FFFF,
+            Self::Qword => u64::MAX,
+        }
+    }
+    /// Returns the width of `bytes` bytes.
+    pub const fn from_bytes(bytes: usize) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            8 => Some(Self::Qword),
+            _ => None,
+        }
+    }
+}
+
+/// An IN, OUT, INS or OUTS that was intercepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortIo {
+    /// The first port.
+    pub port: u16,
+    /// The width, [`Width::Dword`] at most.
+    pub width: Width,
+    /// True for IN and INS.
+    pub input: bool,
+    /// True for INS and OUTS, which `emulate` executes.
+    pub string: bool,
+}
+
+/// An access that nested paging refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NestedPageFault {
+    /// The guest-physical address.
+    pub gpa: Gpa,
+    /// The guest-linear address, where the processor reports one.
+    pub gva: Option<Gva>,
+    /// The access was a write.
+    pub write: bool,
+    /// The access was an instruction fetch.
+    pub fetch: bool,
+    /// A translation was present and its permissions refused.
+    pub present: bool,
+    /// The access was the processor's own, to the guest's page tables.
+    pub page_walk: bool,
+}
+
+/// Which control register a MOV, CLTS or LMSW reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ControlAccess {
+    /// MOV to CRn, from a general-purpose register.
+    Write {
+        /// The n of CRn: 0, 3, 4 or 8.
+        number: u8,
+        /// Where the value is.
+        source: Gpr,
+    },
+    /// MOV from CRn.
+    Read {
+        /// The n of CRn.
+        number: u8,
+        /// Where the value goes.
+        destination: Gpr,
+    },
+    /// CLTS
+    Clts,
+    /// LMSW with its 16-bit operand.
+    Lmsw(u16),
+}
+
+/// Why the guest left, in words both vendors share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Exit {
+    /// CPUID, with EAX and ECX.
+    Cpuid {
+        /// EAX
+        leaf: u32,
+        /// ECX
+        subleaf: u32,
+    },
+    /// RDMSR
+    Rdmsr(Msr),
+    /// WRMSR with EDX:EAX.
+    Wrmsr(Msr, u64),
+    /// RDPMC with ECX.
+    Rdpmc(u32),
+    /// XSETBV with ECX and EDX:EAX.
+    Xsetbv {
+        /// ECX
+        xcr: u32,
+        /// EDX:EAX
+        value: u64,
+    },
+    /// A port access.
+    PortIo(PortIo),
+    /// Nested paging refused an access.
+    NestedPageFault(NestedPageFault),
+    /// A control register that is not the guest's own.
+    ControlRegister(ControlAccess),
+    /// MOV to or from a debug register.
+    DebugRegister,
+    /// An exception that is intercepted.
+    Exception {
+        /// 0 to 31
+        vector: u8,
+        /// For the vectors that have one.
+        error_code: Option<u32>,
+    },
+    /// An interrupt for the host; the vector where the processor acknowledged it (VMX).
+    ExternalInterrupt(Option<u8>),
+    /// A non-maskable interrupt for the host.
+    Nmi,
+    /// The guest can now take an interrupt.
+    InterruptWindow,
+    /// The guest can now take an NMI.
+    NmiWindow,
+    /// The time asked for with the backend's own timer has come.
+    TimerExpired,
+    /// VMCALL or VMMCALL.
+    Hypercall,
+    /// HLT
+    Halt,
+    /// PAUSE, MWAIT or MONITOR where intercepted: nothing to do but go on after it.
+    Relax,
+    /// INVD or WBINVD.
+    CacheFlush,
+    /// An instruction that does not exist for the guest: it gets #UD.
+    Undefined,
+    /// Triple fault (SDM), shutdown (APM).
+    Shutdown,
+    /// INIT arrived.
+    Init,
+    /// Anything else, whole.
+    Unhandled(RawExit),
+}
+
+/// An exit as the processor told it: exit reason, qualification and guest-physical address (SDM Vol. 3D App. C), or
+/// EXITCODE, EXITINFO1 and EXITINFO2 (APM Vol. 2 App. C).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RawExit {
+    /// Exit reason or EXITCODE.
+    pub code: u64,
+    /// Exit qualification or EXITINFO1.
+    pub info1: u64,
+    /// Guest-physical address or EXITINFO2.
+    pub info2: u64,
+    /// RIP at the exit.
+    pub rip: u64,
+}
+
+/// An event that VM entry delivers to the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A maskable interrupt.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// A fault, trap or abort of the guest's own.
+    Exception {
+        /// 0 to 31
+        vector: u8,
+        /// For the vectors that have one.
+        error_code: Option<u32>,
+    },
+    /// INT n, INT3 or INTO whose delivery an exit interrupted; it is delivered again with its length.
+    Software {
+        /// The vector.
+        vector: u8,
+        /// Bytes in the instruction, 1 to 15.
+        length: u8,
+        /// INT3 or INTO, which are exceptions, rather than INT n.
+        exception: bool,
+    },
+}
+
+impl Event {
+    /// #UD, invalid opcode.
+    pub const UNDEFINED: Self = Self::Exception { vector: 6, error_code: None };
+    /// #GP with error code 0.
+    pub const GENERAL_PROTECTION: Self = Self::Exception { vector: 13, error_code: Some(0) };
+}
+
+/// A page fault with the address for CR2, as the emulator raises it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageFault {
+    /// For CR2.
+    pub address: Gva,
+    /// The error code (SDM Vol. 3A 4.7).
+    pub error_code: u32,
+}
+
+/// What was decided about an exit; the backend carries it out.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resolution {
+    /// The next room is asked.
+    NotMine,
+    /// The instruction was executed: go on after it.
+    Complete,
+    /// Go on where the guest stands: the cause has been removed, or RIP was set.
+    Retry,
+    /// The guest gets this event, at the instruction that exited.
+    Inject(Event),
+    /// The guest ends.
+    Stop(StopReason),
+}
+
+impl Resolution {
+    /// Asks the next room where this one had no answer.
+    #[inline]
+    pub fn or_else(self, next: impl FnOnce() -> Self) -> Self {
+        match self {
+            Self::NotMine => next(),
+            answer => answer,
+        }
+    }
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest wrote this to the debug-exit port.
+    DebugExit(u32),
+    /// Triple fault (SDM), shutdown (APM).
+    Shutdown,
+    /// HLT with interrupts off, and nothing that could wake it.
+    Halted,
+    /// An exit that no room knows.
+    Unhandled(RawExit),
+    /// An instruction that `emulate` cannot execute.
+    Unemulated(Unemulated),
+    /// The appliance ended it, with a number of its own.
+    Appliance(u32),
+}
+
+/// An instruction that could not be emulated, with all that is needed to find out why.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Unemulated {
+    /// Where it stands.
+    pub rip: u64,
+    /// Its bytes; `length` of them are known.
+    pub bytes: [u8; 15],
+    /// Bytes known, 0 to 15.
+    pub length: u8,
+    /// The width of the code, 16, 32 or 64.
+    pub code_bits: u8,
+}
+
+impl fmt::Debug for Unemulated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-bit code at {:#x}:", self.code_bits, self.rip)?;
+        self.bytes.iter().take(self.length.into()).try_for_each(|byte| write!(f, " {byte:02x}"))
+    }
+}

@@ -1,0 +1,1 @@
+//! What a guest is made of: memory, image, devices, processors.

@@ -1,0 +1,39 @@
+//! Instructions of the bare machine that the backends and the platform share.
+#![expect(unsafe_code, reason = "executes privileged instructions")]
+
+use crate::exit::Msr;
+use crate::time::Tsc;
+
+/// Reads an MSR.
+///
+/// # Safety
+/// The processor runs at privilege level 0, and `msr` exists on it and can be read without side effects.
+#[inline]
+pub unsafe fn read_msr(msr: Msr) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller vouches for the MSR.
+    unsafe {
+        core::arch::asm!("rdmsr", in("ecx") msr.0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes an MSR.
+///
+/// # Safety
+/// The processor runs at privilege level 0, `msr` exists on it and accepts `value`, and the code that runs from here
+/// on is prepared for what the write changes.
+#[inline]
+pub unsafe fn write_msr(msr: Msr, value: u64) {
+    // SAFETY: the caller vouches for the MSR and the value. No `nomem`: the write may change what memory means.
+    unsafe {
+        core::arch::asm!("wrmsr", in("ecx") msr.0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// Returns the time-stamp counter.
+#[inline]
+pub fn read_tsc() -> Tsc {
+    // SAFETY: RDTSC has no effect on memory; where CR4.TSD forbids it, it faults at privilege levels above 0 alone.
+    Tsc(unsafe { core::arch::x86_64::_rdtsc() })
+}

@@ -1,0 +1,1 @@
+//! Loaders: an image and a memory map in, entry state out.

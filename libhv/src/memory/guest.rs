@@ -1,0 +1,248 @@
+//! `GuestMemory`: the only way for host code to read or write guest memory, with one door for all writes.
+
+use super::window::Window;
+use crate::address::{Gpa, PAGE_SIZE};
+use crate::error::{Error, Result};
+use crate::exit::Width;
+use alloc::vec::Vec;
+use x86_64::PhysAddr;
+
+/// An address, or part of a range, is not memory of the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotMemory(pub Gpa);
+
+/// Guest-physical memory that is contiguous for guest and host.
+#[derive(Debug)]
+pub struct Region {
+    start: Gpa,
+    host: PhysAddr,
+    window: Window,
+}
+
+impl Region {
+    /// Returns the first guest-physical address.
+    pub fn start(&self) -> Gpa {
+        self.start
+    }
+    /// Returns the number of bytes, a multiple of 4096.
+    pub fn bytes(&self) -> u64 {
+        self.window.len() as u64
+    }
+    /// Returns the host-physical address of the first byte.
+    pub fn host(&self) -> PhysAddr {
+        self.host
+    }
+    /// Returns the guest-physical address after the last byte.
+    pub fn end(&self) -> Gpa {
+        self.start.wrapping_add(self.bytes())
+    }
+}
+
+/// The guest's memory as the host sees it: regions sorted by address.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// Makes a guest memory without a byte in it.
+    pub const fn new() -> Self {
+        Self { regions: Vec::new() }
+    }
+
+    /// Makes a guest memory of `bytes` zeroed bytes from guest-physical 0, on the heap: for host tests and `sim`.
+    pub fn for_tests(bytes: usize) -> Self {
+        let mut memory = Self::new();
+        let bytes = bytes.next_multiple_of(PAGE_SIZE as usize);
+        memory.add(Gpa::new(0), PhysAddr::zero(), Window::leaked(bytes)).expect("a first region overlaps nothing");
+        memory
+    }
+
+    /// Adds a region at `start`, backed by host memory at `host` that `window` shows.
+    ///
+    /// # Errors
+    /// [`Error::BadRegion`] when it overlaps another, ends past 2^52, is empty, or is not aligned to pages.
+    pub fn add(&mut self, start: Gpa, host: PhysAddr, window: Window) -> Result<()> {
+        let bad = Error::BadRegion(start.as_u64());
+        let bytes = window.len() as u64;
+        let end = start.checked_add(bytes).filter(|end| end.as_u64() <= 1 << 52).ok_or(bad)?;
+        let aligned = (start.as_u64() | host.as_u64() | bytes) % PAGE_SIZE == 0 && bytes > 0;
+        let position = self.regions.partition_point(|region| region.start < start);
+        let overlaps = self.regions.get(position).is_some_and(|next| next.start < end)
+            || position.checked_sub(1).is_some_and(|before| self.regions[before].end() > start);
+        if !aligned || overlaps {
+            return Err(bad);
+        }
+        self.regions.insert(position, Region { start, host, window });
+        Ok(())
+    }
+
+    /// Returns the regions, sorted by address.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Returns whether all of `bytes` bytes at `address` are memory, in one region.
+    pub fn contains(&self, address: Gpa, bytes: u64) -> bool {
+        self.find(address).is_ok_and(|(region, offset)| bytes <= region.bytes() - offset as u64)
+    }
+
+    #[inline]
+    fn find(&self, address: Gpa) -> core::result::Result<(&Region, usize), NotMemory> {
+        for region in &self.regions {
+            let offset = address.as_u64().wrapping_sub(region.start.as_u64());
+            if offset < region.bytes() {
+                return Ok((region, offset as usize));
+            }
+        }
+        Err(NotMemory(address))
+    }
+
+    /// Reads bytes, which may lie across regions that touch.
+    ///
+    /// # Errors
+    /// [`NotMemory`] with the first address that is not memory; what lies before it has been read.
+    #[inline]
+    pub fn read(&self, address: Gpa, into: &mut [u8]) -> core::result::Result<(), NotMemory> {
+        let (region, offset) = self.find(address)?;
+        if let Some(()) = region.window.read(offset, into) {
+            return Ok(());
+        }
+        let here = (region.window.len() - offset).min(into.len());
+        let (first, rest) = into.split_at_mut(here);
+        region.window.read(offset, first).ok_or(NotMemory(address))?;
+        self.read(address.wrapping_add(here as u64), rest)
+    }
+
+    /// Writes bytes, which may lie across regions that touch.
+    ///
+    /// # Errors
+    /// [`NotMemory`] with the first address that is not memory; what lies before it has been written.
+    #[inline]
+    pub fn write(&mut self, address: Gpa, from: &[u8]) -> core::result::Result<(), NotMemory> {
+        let (region, offset) = self.find(address)?;
+        let here = (region.window.len() - offset).min(from.len());
+        let (first, rest) = from.split_at(here);
+        region.window.write(offset, first).ok_or(NotMemory(address))?;
+        self.landed(address, here as u64);
+        if rest.is_empty() { Ok(()) } else { self.write(address.wrapping_add(here as u64), rest) }
+    }
+
+    /// Reads a number; in one access where it is aligned.
+    ///
+    /// # Errors
+    /// [`NotMemory`] when any byte of it is not memory.
+    #[inline]
+    pub fn read_number(&self, address: Gpa, width: Width) -> core::result::Result<u64, NotMemory> {
+        let (region, offset) = self.find(address)?;
+        if let Some(value) = region.window.read_number(offset, width) {
+            return Ok(value);
+        }
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes[..width.bytes()])?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes a number; in one access where it is aligned.
+    ///
+    /// # Errors
+    /// [`NotMemory`] when any byte of it is not memory.
+    #[inline]
+    pub fn write_number(&mut self, address: Gpa, width: Width, value: u64) -> core::result::Result<(), NotMemory> {
+        let (region, offset) = self.find(address)?;
+        if region.window.write_number(offset, width, value).is_none() {
+            return self.write(address, &value.to_le_bytes()[..width.bytes()]);
+        }
+        self.landed(address, width.bytes() as u64);
+        Ok(())
+    }
+
+    /// Exchanges a number in one locked access if it still is `current`: `Ok(Ok(current))` when it was, and
+    /// `Ok(Err(other))` with what it is when not.
+    ///
+    /// # Errors
+    /// [`NotMemory`] when it is not memory or not aligned to its width.
+    #[inline]
+    pub fn compare_exchange(
+        &mut self,
+        address: Gpa,
+        width: Width,
+        current: u64,
+        new: u64,
+    ) -> core::result::Result<core::result::Result<u64, u64>, NotMemory> {
+        let (region, offset) = self.find(address)?;
+        let outcome = region.window.compare_exchange(offset, width, current, new).ok_or(NotMemory(address))?;
+        if outcome.is_ok() {
+            self.landed(address, width.bytes() as u64);
+        }
+        Ok(outcome)
+    }
+
+    /// The one door: every write of the host to guest memory has passed here by the time the guest runs again. Page
+    /// tracking hangs its trackers here.
+    #[inline]
+    fn landed(&mut self, _address: Gpa, _bytes: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn two_regions_that_touch() -> GuestMemory {
+        let mut memory = GuestMemory::for_tests(0x2000);
+        memory
+            .add(Gpa::new(0x2000), PhysAddr::new(0x10000), Window::leaked(0x1000))
+            .expect("touches, does not overlap");
+        memory
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_and_nothing_else_changes(start in 0u64..0x3100, bytes in proptest::collection::vec(any::<u8>(), 1..64)) {
+            let mut memory = two_regions_that_touch();
+            let mut model = alloc::vec![0u8; 0x3000];
+            let fits = start as usize + bytes.len() <= model.len();
+            let wrote = memory.write(Gpa::new(start), &bytes);
+            prop_assert_eq!(wrote.is_ok(), fits);
+            for (offset, byte) in bytes.iter().enumerate() {
+                if let Some(cell) = model.get_mut(start as usize + offset) { *cell = *byte; }
+            }
+            let mut seen = alloc::vec![0u8; 0x3000];
+            memory.read(Gpa::new(0), &mut seen).expect("all of it is memory");
+            prop_assert!(seen == model);
+        }
+
+        #[test]
+        fn numbers_and_bytes_agree_wherever_they_lie(start in 0u64..0x2FF8, value: u64, shift in 0usize..4) {
+            let width = Width::from_bytes(1 << shift).expect("a power of two up to 8");
+            let mut memory = two_regions_that_touch();
+            memory.write_number(Gpa::new(start), width, value).expect("inside");
+            let mut bytes = [0; 8];
+            memory.read(Gpa::new(start), &mut bytes).expect("inside");
+            prop_assert_eq!(u64::from_le_bytes(bytes), value & width.mask());
+            prop_assert_eq!(memory.read_number(Gpa::new(start), width), Ok(value & width.mask()));
+        }
+    }
+
+    #[test]
+    fn overlapping_and_crooked_regions_are_refused() {
+        for (start, bytes) in [(0x1000, 0x1000), (0x2800, 0x1000), (0x3000, 0), (0x1F000, 0x10_0800)] {
+            let mut memory = two_regions_that_touch();
+            assert_eq!(
+                memory.add(Gpa::new(start), PhysAddr::zero(), Window::leaked(bytes)),
+                Err(Error::BadRegion(start))
+            );
+        }
+    }
+
+    #[test]
+    fn a_lost_exchange_returns_what_is_there_and_writes_nothing() {
+        let mut memory = GuestMemory::for_tests(0x1000);
+        memory.write_number(Gpa::new(8), Width::Qword, 7).expect("inside");
+        assert_eq!(memory.compare_exchange(Gpa::new(8), Width::Qword, 6, 9), Ok(Err(7)));
+        assert_eq!(memory.compare_exchange(Gpa::new(8), Width::Qword, 7, 9), Ok(Ok(7)));
+        assert_eq!(memory.read_number(Gpa::new(8), Width::Qword), Ok(9));
+        assert_eq!(memory.compare_exchange(Gpa::new(9), Width::Qword, 0, 1), Err(NotMemory(Gpa::new(9))));
+    }
+}

@@ -1,0 +1,166 @@
+//! Windows: the host's views of guest memory, which the guest may change at any moment.
+#![expect(unsafe_code, reason = "reads and writes memory that a guest shares")]
+
+use crate::exit::Width;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+/// A view of `bytes` bytes that a guest shares.
+///
+/// Every access is atomic word by word, so that a guest that writes at the same moment gives a stale or a new value
+/// and never undefined behaviour.
+#[derive(Debug)]
+pub struct Window {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: every access through a window is atomic, see the type.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Makes a window.
+    ///
+    /// # Safety
+    /// `base` points to `bytes` bytes, aligned to 8, mapped writable for as long as the window lives, and no Rust
+    /// reference to them exists; whoever else uses them (a guest) does so by the processor's own memory accesses.
+    pub unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
+        Self { base, bytes }
+    }
+
+    /// Makes a window onto fresh zeroed memory of its own, which lives for ever: for host tests and `sim`.
+    pub fn leaked(bytes: usize) -> Self {
+        let words = alloc::vec![0u64; bytes.div_ceil(8)].leak();
+        Self { base: NonNull::from(words).cast(), bytes }
+    }
+
+    /// Returns the number of bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+    /// Returns whether there is not a single byte.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Returns a pointer to `length` bytes at `offset`, if the window has them.
+    #[inline]
+    fn at(&self, offset: usize, length: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(length)?;
+        // `wrapping_add` stays inside the window: `end` is at most `bytes`.
+        (end <= self.bytes).then(|| self.base.as_ptr().wrapping_add(offset))
+    }
+
+    /// Reads bytes; `None` when the window does not have them all.
+    #[inline]
+    #[must_use]
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Option<()> {
+        let from = self.at(offset, into.len())?;
+        copy(from, into.as_mut_ptr(), into.len());
+        Some(())
+    }
+
+    /// Writes bytes; `None`, and nothing written, when the window does not have them all.
+    #[inline]
+    #[must_use]
+    pub(super) fn write(&self, offset: usize, from: &[u8]) -> Option<()> {
+        let into = self.at(offset, from.len())?;
+        copy(from.as_ptr(), into, from.len());
+        Some(())
+    }
+
+    /// Reads a number of `width` bytes; in one access where it is aligned, else byte by byte.
+    #[inline]
+    #[must_use]
+    pub fn read_number(&self, offset: usize, width: Width) -> Option<u64> {
+        let from = self.at(offset, width.bytes())?;
+        if from as usize % width.bytes() != 0 {
+            let mut bytes = [0; 8];
+            copy(from, bytes.as_mut_ptr(), width.bytes());
+            return Some(u64::from_le_bytes(bytes));
+        }
+        Some(match width {
+            // SAFETY: in the window (`at`), aligned (above), shared by atomic accesses alone.
+            Width::Byte => unsafe { AtomicU8::from_ptr(from) }.load(Ordering::Relaxed).into(),
+            // SAFETY: as above.
+            Width::Word => unsafe { AtomicU16::from_ptr(from.cast()) }.load(Ordering::Relaxed).into(),
+            // SAFETY: as above.
+            Width::Dword => unsafe { AtomicU32::from_ptr(from.cast()) }.load(Ordering::Relaxed).into(),
+            // SAFETY: as above.
+            Width::Qword => unsafe { AtomicU64::from_ptr(from.cast()) }.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Writes a number of `width` bytes; in one access where it is aligned, else byte by byte.
+    #[inline]
+    #[must_use]
+    pub(super) fn write_number(&self, offset: usize, width: Width, value: u64) -> Option<()> {
+        let into = self.at(offset, width.bytes())?;
+        if into as usize % width.bytes() != 0 {
+            copy(value.to_le_bytes().as_ptr(), into, width.bytes());
+            return Some(());
+        }
+        match width {
+            // SAFETY: in the window (`at`), aligned (above), shared by atomic accesses alone.
+            Width::Byte => unsafe { AtomicU8::from_ptr(into) }.store(value as u8, Ordering::Relaxed),
+            // SAFETY: as above.
+            Width::Word => unsafe { AtomicU16::from_ptr(into.cast()) }.store(value as u16, Ordering::Relaxed),
+            // SAFETY: as above.
+            Width::Dword => unsafe { AtomicU32::from_ptr(into.cast()) }.store(value as u32, Ordering::Relaxed),
+            // SAFETY: as above.
+            Width::Qword => unsafe { AtomicU64::from_ptr(into.cast()) }.store(value, Ordering::Relaxed),
+        }
+        Some(())
+    }
+
+    /// Exchanges a number if it still is `current`: `Some(Ok)` when it was, `Some(Err)` with what it is when not, and
+    /// `None` when it is outside the window or not aligned to its width.
+    #[inline]
+    #[must_use]
+    pub(super) fn compare_exchange(
+        &self,
+        offset: usize,
+        width: Width,
+        current: u64,
+        new: u64,
+    ) -> Option<Result<u64, u64>> {
+        let at = self.at(offset, width.bytes())?;
+        if at as usize % width.bytes() != 0 {
+            return None;
+        }
+        macro_rules! exchange {
+            ($atomic:ty, $number:ty) => {{
+                // SAFETY: in the window (`at`), aligned (above), shared by atomic accesses alone.
+                let cell = unsafe { <$atomic>::from_ptr(at.cast()) };
+                cell.compare_exchange(current as $number, new as $number, Ordering::SeqCst, Ordering::SeqCst)
+                    .map(u64::from)
+                    .map_err(u64::from)
+            }};
+        }
+        Some(match width {
+            Width::Byte => exchange!(AtomicU8, u8),
+            Width::Word => exchange!(AtomicU16, u16),
+            Width::Dword => exchange!(AtomicU32, u32),
+            Width::Qword => exchange!(AtomicU64, u64),
+        })
+    }
+}
+
+/// Copies bytes to or from memory that a guest shares, with one instruction that the compiler knows nothing about.
+#[inline]
+fn copy(from: *const u8, into: *mut u8, bytes: usize) {
+    // SAFETY: both callers' ranges are valid for `bytes` bytes, and one of them is a local slice that the window does
+    // not overlap. The direction flag is clear (System V ABI).
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") bytes => _,
+            inout("rsi") from => _,
+            inout("rdi") into => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}

@@ -1,0 +1,1 @@
+//! The machine an appliance owns: paging, interrupts, clock, console, ACPI, PCI.

@@ -1,0 +1,1 @@
+//! A deterministic processor: the third backend, for tests and for users' own tests.

@@ -1,0 +1,1 @@
+//! The SVM backend (APM Vol. 2 chapter 15).

@@ -1,0 +1,83 @@
+//! What a virtualization backend does: enter, tell why the guest left, and carry out what was decided.
+
+use crate::error::EntryFailure;
+use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::memory::GuestMemory;
+use crate::registers::{DescriptorTable, EntryState, GuestState, VectorState};
+use core::ops::RangeInclusive;
+
+/// One virtual processor on one vendor's hardware, or in `sim`.
+///
+/// Everything starts closed: every MSR and port is intercepted. All methods are called with the guest not running.
+pub trait Backend: GuestState + VectorState {
+    /// Sets the guest's registers to what a loader or a reset asks for.
+    fn load(&mut self, entry: &EntryState);
+
+    /// Enters the guest and returns why it left. The exit's fields have been read once, before this returns.
+    ///
+    /// # Errors
+    /// When the processor refuses to enter.
+    fn enter(&mut self) -> Result<Exit, EntryFailure>;
+
+    /// Returns the last exit as the processor told it.
+    fn raw_exit(&self) -> RawExit;
+
+    /// Moves RIP past the instruction that exited and ends the interrupt shadow (STI, MOV SS) it stood in. With
+    /// RFLAGS.TF set the guest gets the single-step #DB it would have got. `memory` serves processors that do not
+    /// report the length of the instruction.
+    fn advance(&mut self, memory: &GuestMemory);
+
+    /// Does what [`advance`](Self::advance) does for an instruction whose end the emulator knows: sets RIP to
+    /// `next_rip`.
+    fn advance_to(&mut self, next_rip: u64);
+
+    /// Returns the event whose delivery the last exit interrupted, once.
+    fn take_interrupted(&mut self) -> Option<Event>;
+
+    /// Returns whether a maskable interrupt would be taken at once: RFLAGS.IF, no shadow, nothing to be injected.
+    fn accepts_interrupt(&self) -> bool;
+
+    /// Returns whether an NMI would be taken at once: not blocked by an earlier one, no shadow, nothing to be injected.
+    fn accepts_nmi(&self) -> bool;
+
+    /// Has the next entry deliver `event`; replaces one given before. A #PF's address goes to CR2 by the caller.
+    fn inject(&mut self, event: Event);
+
+    /// Returns the event that the next entry will deliver.
+    fn injected(&self) -> Option<Event>;
+
+    /// Asks for an [`Exit::InterruptWindow`] as soon as the guest can take an interrupt, or stops asking.
+    fn watch_interrupt_window(&mut self, on: bool);
+
+    /// Asks for an [`Exit::NmiWindow`] as soon as the guest can take an NMI, or stops asking.
+    fn watch_nmi_window(&mut self, on: bool);
+
+    /// Adds `offset` to what the guest's RDTSC and IA32_TIME_STAMP_COUNTER read, modulo 2^64.
+    fn set_tsc_offset(&mut self, offset: u64);
+
+    /// Lets the guest read, write or both an MSR without an exit. MSRs no bitmap covers stay intercepted.
+    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool);
+
+    /// Reads an MSR that the processor switches with the guest (FS, GS and kernel GS base, SYSENTER, STAR, LSTAR,
+    /// CSTAR, SFMASK, PAT, TSC_AUX, DEBUGCTL); `None` for any other.
+    fn switched_msr(&self, msr: Msr) -> Option<u64>;
+
+    /// Writes an MSR that the processor switches with the guest; returns whether it is one. The value is one the
+    /// guest may hold: the caller has checked it.
+    fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool;
+
+    /// Lets the guest reach ports without an exit.
+    fn pass_ports(&mut self, ports: RangeInclusive<u16>);
+
+    /// Returns GDTR and IDTR.
+    fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable);
+
+    /// Has the next entry forget what the processor remembers of this guest's nested translations.
+    fn flush_nested(&mut self);
+
+    /// Returns the instruction bytes the processor fetched for the last exit, where it reports them (SVM decode
+    /// assists, APM Vol. 2 15.8.4); empty where not.
+    fn fetched(&self) -> &[u8] {
+        &[]
+    }
+}

@@ -1,0 +1,5 @@
+//! A virtual processor: the one run loop, and the trait that a backend implements.
+
+mod backend;
+
+pub use backend::Backend;

@@ -1,0 +1,3 @@
+//! `cargo hv`: the one tool of libhv.
+
+fn main() {}

@@ -118,6 +118,33 @@ impl From<ImageError> for Error {
     }
 }
 
+impl Error {
+    /// Returns the number that `cargo hv run` exits with: even, 14 or from 20 on, one for each kind.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::VmEntry(_) => 14,
+            Self::Unsupported(Requirement::Virtualization) => 20,
+            Self::Unsupported(Requirement::VmxEnabledByFirmware | Requirement::SvmEnabledByFirmware) => 22,
+            Self::Unsupported(Requirement::NestedPaging) => 24,
+            Self::Unsupported(_) => 26,
+            Self::Image(ImageError::Truncated { .. }) => 28,
+            Self::Image(ImageError::NotThisKind(_)) => 30,
+            Self::Image(ImageError::BadField(..)) => 32,
+            Self::Image(ImageError::DoesNotFit { .. }) => 34,
+            Self::Image(ImageError::Unsupported(_)) => 36,
+            Self::GuestTooLarge { .. } => 38,
+            Self::OutOfMemory(_) => 40,
+            Self::MissingModule { .. } => 42,
+            Self::BootInformation(_) => 44,
+            Self::BadRegion(_) => 46,
+            Self::CommandLineTooLong { .. } => 48,
+        }
+    }
+}
+
+/// The status of a panic of the host.
+pub const PANIC_STATUS: u8 = 16;
+
 impl fmt::Display for Requirement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -280,6 +280,43 @@ pub enum StopReason {
     Appliance(u32),
 }
 
+impl StopReason {
+    /// Returns the number that `cargo hv run` exits with: 0 for power-off, odd numbers for the guest's own
+    /// (`value << 1 | 1`, eight bits of it), even ones for the rest, distinct from those of
+    /// [`Error::status`](crate::Error::status).
+    pub fn status(self) -> u8 {
+        match self {
+            Self::PowerOff => 0,
+            Self::DebugExit(value) => (value << 1 | 1) as u8,
+            Self::Reset => 2,
+            Self::Shutdown => 4,
+            Self::Halted => 6,
+            Self::Unhandled(_) => 8,
+            Self::Unemulated(_) => 10,
+            Self::Appliance(_) => 12,
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered itself off"),
+            Self::DebugExit(value) => write!(f, "the guest ended itself with {value}"),
+            Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::Shutdown => f.write_str("the guest shut down (triple fault)"),
+            Self::Halted => f.write_str("the guest halted for ever (HLT with interrupts off)"),
+            Self::Unhandled(raw) => write!(
+                f,
+                "the guest left with exit code {:#x}, information {:#x} and {:#x}, at RIP {:#x}, and nothing knows why",
+                raw.code, raw.info1, raw.info2, raw.rip
+            ),
+            Self::Unemulated(what) => write!(f, "no emulation for {what:?}"),
+            Self::Appliance(number) => write!(f, "the appliance ended the guest with {number}"),
+        }
+    }
+}
+
 /// An instruction that could not be emulated, with all that is needed to find out why.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Unemulated {

@@ -2,6 +2,8 @@
 
 pub mod frame;
 pub mod guest;
+pub mod nested;
+pub mod permissions;
 pub mod window;
 
 pub use frame::{FrameSource, Frames};

@@ -1,0 +1,47 @@
+//! How the hypervisor ends: the last line of the log, and the panic handler.
+#![expect(unsafe_code, reason = "halts the processor for ever")]
+
+use super::serial;
+use crate::error::Result;
+use crate::exit::StopReason;
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// The status of a panic in the last line of the log.
+const PANIC: u8 = 16;
+
+/// Says how it ended, in the last line of the log, and halts for ever.
+pub(crate) fn end(outcome: Result<StopReason>) -> ! {
+    match outcome {
+        Ok(reason) => crate::log!("end {} {reason}", reason.status()),
+        Err(error) => crate::log!("end {} {error}", error.status()),
+    }
+    halt()
+}
+
+/// Halts the processor for ever, interrupts off.
+pub(crate) fn halt() -> ! {
+    loop {
+        // SAFETY: with interrupts off for good, nothing runs any more but an NMI's handler, which returns to the loop.
+        unsafe { core::arch::asm!("cli", "hlt", options(nomem, nostack)) }
+    }
+}
+
+/// Says where and why, and halts for ever. A panic on the way stops it at once.
+#[panic_handler]
+fn panic(information: &PanicInfo<'_>) -> ! {
+    static PANICKING: AtomicBool = AtomicBool::new(false);
+    if !PANICKING.swap(true, Ordering::SeqCst) {
+        crate::log!("panic: {information}");
+        let _ = last_exits();
+        crate::log!("end {PANIC} the hypervisor panicked: {}", information.message());
+    }
+    halt()
+}
+
+/// Writes the last exits of every virtual processor to the log.
+fn last_exits() -> core::fmt::Result {
+    let Some(mut line) = serial::log_line() else { return Ok(()) };
+    line.write_str("")
+}

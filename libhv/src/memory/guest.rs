@@ -1,11 +1,10 @@
 //! `GuestMemory`: the only way for host code to read or write guest memory, with one door for all writes.
 
-use super::window::Window;
+use super::window::{GuestFrames, Window};
 use crate::address::{Gpa, PAGE_SIZE};
 use crate::error::{Error, Result};
 use crate::exit::Width;
 use alloc::vec::Vec;
-use x86_64::PhysAddr;
 
 /// An address, or part of a range, is not memory of the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,7 +14,6 @@ pub struct NotMemory(pub Gpa);
 #[derive(Debug)]
 pub struct Region {
     start: Gpa,
-    host: PhysAddr,
     window: Window,
 }
 
@@ -28,9 +26,9 @@ impl Region {
     pub fn bytes(&self) -> u64 {
         self.window.len() as u64
     }
-    /// Returns the host-physical address of the first byte.
-    pub fn host(&self) -> PhysAddr {
-        self.host
+    /// Returns the host memory it is backed by; `None` for memory that no processor may be given (tests).
+    pub fn frames(&self) -> Option<GuestFrames> {
+        self.window.frames()
     }
     /// Returns the guest-physical address after the last byte.
     pub fn end(&self) -> Gpa {
@@ -54,26 +52,27 @@ impl GuestMemory {
     pub fn for_tests(bytes: usize) -> Self {
         let mut memory = Self::new();
         let bytes = bytes.next_multiple_of(PAGE_SIZE as usize);
-        memory.add(Gpa::new(0), PhysAddr::zero(), Window::leaked(bytes)).expect("a first region overlaps nothing");
+        memory.add(Gpa::new(0), Window::leaked(bytes)).expect("a first region overlaps nothing");
         memory
     }
 
-    /// Adds a region at `start`, backed by host memory at `host` that `window` shows.
+    /// Adds a region at `start`, backed by the host memory that `window` shows.
     ///
     /// # Errors
     /// [`Error::BadRegion`] when it overlaps another, ends past 2^52, is empty, or is not aligned to pages.
-    pub fn add(&mut self, start: Gpa, host: PhysAddr, window: Window) -> Result<()> {
+    pub fn add(&mut self, start: Gpa, window: Window) -> Result<()> {
         let bad = Error::BadRegion(start.as_u64());
         let bytes = window.len() as u64;
         let end = start.checked_add(bytes).filter(|end| end.as_u64() <= 1 << 52).ok_or(bad)?;
-        let aligned = (start.as_u64() | host.as_u64() | bytes) % PAGE_SIZE == 0 && bytes > 0;
+        let host = window.frames().map_or(0, |frames| frames.start().as_u64());
+        let aligned = (start.as_u64() | host | bytes) % PAGE_SIZE == 0 && bytes > 0;
         let position = self.regions.partition_point(|region| region.start < start);
         let overlaps = self.regions.get(position).is_some_and(|next| next.start < end)
             || position.checked_sub(1).is_some_and(|before| self.regions[before].end() > start);
         if !aligned || overlaps {
             return Err(bad);
         }
-        self.regions.insert(position, Region { start, host, window });
+        self.regions.insert(position, Region { start, window });
         Ok(())
     }
 
@@ -229,10 +228,7 @@ mod tests {
     fn overlapping_and_crooked_regions_are_refused() {
         for (start, bytes) in [(0x1000, 0x1000), (0x2800, 0x1000), (0x3000, 0), (0x1F000, 0x10_0800)] {
             let mut memory = two_regions_that_touch();
-            assert_eq!(
-                memory.add(Gpa::new(start), PhysAddr::zero(), Window::leaked(bytes)),
-                Err(Error::BadRegion(start))
-            );
+            assert_eq!(memory.add(Gpa::new(start), Window::leaked(bytes)), Err(Error::BadRegion(start)));
         }
     }
 

@@ -8,3 +8,5 @@ pub mod window;
 
 pub use frame::{FrameSource, Frames};
 pub use guest::{GuestMemory, NotMemory};
+pub use nested::NestedTables;
+pub use window::{GuestFrames, Window};

@@ -2,6 +2,8 @@
 //! their entries alone.
 
 use super::frame::{FrameSource, Frames};
+use super::guest::GuestMemory;
+use super::window::GuestFrames;
 use crate::address::{Gpa, PAGE_SIZE};
 use crate::error::{Error, Result};
 use alloc::collections::BTreeMap;
@@ -146,13 +148,37 @@ impl<E: NestedEntry> NestedTables<E> {
         Ok(physical)
     }
 
-    /// Maps `bytes` bytes at `start` to host memory at `host`, with the largest pages that fit; what was mapped there
-    /// before is replaced.
+    /// Maps all of the guest's memory, for every access.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map); [`Error::BadRegion`] also for memory that no processor may be given.
+    pub fn map_all(&mut self, source: &mut impl FrameSource, memory: &GuestMemory) -> Result<()> {
+        for region in memory.regions() {
+            let frames = region.frames().ok_or(Error::BadRegion(region.start().as_u64()))?;
+            // The tables are new to the processor: nothing is remembered.
+            let _new = self.map(source, region.start(), frames, Access::ALL, MemoryType::WriteBack)?;
+        }
+        Ok(())
+    }
+
+    /// Maps host memory of the guest's at `start`, with the largest pages that fit; what was mapped there before is
+    /// replaced.
     ///
     /// # Errors
     /// [`Error::BadRegion`] when an address or the size is not a multiple of 4 KiB or ends past 2^48;
     /// [`Error::OutOfMemory`] when no frame is left for a table.
     pub fn map(
+        &mut self,
+        source: &mut impl FrameSource,
+        start: Gpa,
+        frames: GuestFrames,
+        access: Access,
+        memory_type: MemoryType,
+    ) -> Result<NestedFlush> {
+        self.map_to(source, start, frames.start(), frames.bytes(), access, memory_type)
+    }
+
+    fn map_to(
         &mut self,
         source: &mut impl FrameSource,
         start: Gpa,
@@ -197,7 +223,7 @@ impl<E: NestedEntry> NestedTables<E> {
             let step = step.min(end - address);
             if let Some(page) = found {
                 let (start, host) = (Gpa::new(address), page.host);
-                flush.needed |= self.map(source, start, host, step, access, MemoryType::WriteBack)?.needed;
+                flush.needed |= self.map_to(source, start, host, step, access, MemoryType::WriteBack)?.needed;
             }
             address += step;
         }
@@ -430,7 +456,7 @@ mod tests {
                     Step::Map { page, host, pages, write } => {
                         for number in 0..pages { model.insert(page + number, (host + number, write)); }
                         let access = Access { write, ..Access::ALL };
-                        tables.map(&mut source, Gpa::new(page * 4096), PhysAddr::new(host * 4096), pages * 4096, access, MemoryType::WriteBack)
+                        tables.map(&mut source, Gpa::new(page * 4096), GuestFrames::for_tests(PhysAddr::new(host * 4096), pages * 4096), access, MemoryType::WriteBack)
                     }
                     Step::Unmap { page, pages } => {
                         for number in 0..pages { model.remove(&(page + number)); }
@@ -458,7 +484,13 @@ mod tests {
         for (largest, host, frames) in [(Level::Size1G, 0, 2), (Level::Size2M, 0, 3), (Level::Size1G, 0x20_0000, 3)] {
             let mut tables = NestedTables::<Plain>::new(&mut source, largest).expect("heap");
             let flush = tables
-                .map(&mut source, Gpa::new(1 << 30), PhysAddr::new(host), 1 << 30, Access::ALL, MemoryType::WriteBack)
+                .map(
+                    &mut source,
+                    Gpa::new(1 << 30),
+                    GuestFrames::for_tests(PhysAddr::new(host), 1 << 30),
+                    Access::ALL,
+                    MemoryType::WriteBack,
+                )
                 .expect("aligned");
             assert_eq!((tables.frames(), flush.needed), (frames, false));
         }

@@ -4,6 +4,35 @@
 use crate::exit::Width;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use x86_64::PhysAddr;
+
+/// Host memory that is a guest's to change: the proof without which nothing is put into nested tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestFrames {
+    start: PhysAddr,
+    bytes: u64,
+}
+
+impl GuestFrames {
+    /// Returns the host-physical address of the first byte.
+    pub fn start(self) -> PhysAddr {
+        self.start
+    }
+    /// Returns the number of bytes.
+    pub fn bytes(self) -> u64 {
+        self.bytes
+    }
+    /// Returns a part of it: `bytes` bytes from `offset` on, if it has them.
+    pub fn part(self, offset: u64, bytes: u64) -> Option<Self> {
+        let end = offset.checked_add(bytes)?;
+        (end <= self.bytes).then(|| Self { start: PhysAddr::new_truncate(self.start.as_u64() + offset), bytes })
+    }
+    /// Makes a claim that only tables no processor walks may rely on.
+    #[cfg(test)]
+    pub(crate) fn for_tests(start: PhysAddr, bytes: u64) -> Self {
+        Self { start, bytes }
+    }
+}
 
 /// A view of `bytes` bytes that a guest shares.
 ///
@@ -13,6 +42,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 pub struct Window {
     base: NonNull<u8>,
     bytes: usize,
+    host: Option<PhysAddr>,
 }
 
 // SAFETY: every access through a window is atomic, see the type.
@@ -25,15 +55,22 @@ impl Window {
     ///
     /// # Safety
     /// `base` points to `bytes` bytes, aligned to 8, mapped writable for as long as the window lives, and no Rust
-    /// reference to them exists; whoever else uses them (a guest) does so by the processor's own memory accesses.
-    pub unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
-        Self { base, bytes }
+    /// reference to them exists; whoever else uses them (a guest) does so by the processor's own memory accesses. They
+    /// lie at `host`, contiguous in physical memory, and are given to the guest for good: even when the window is gone,
+    /// they serve nobody else while a processor may walk nested tables that map them.
+    pub unsafe fn new(base: NonNull<u8>, bytes: usize, host: PhysAddr) -> Self {
+        Self { base, bytes, host: Some(host) }
+    }
+
+    /// Returns the host memory behind the window; `None` for one that no processor may be given.
+    pub fn frames(&self) -> Option<GuestFrames> {
+        self.host.map(|start| GuestFrames { start, bytes: self.bytes as u64 })
     }
 
     /// Makes a window onto fresh zeroed memory of its own, which lives for ever: for host tests and `sim`.
     pub fn leaked(bytes: usize) -> Self {
         let words = alloc::vec![0u64; bytes.div_ceil(8)].leak();
-        Self { base: NonNull::from(words).cast(), bytes }
+        Self { base: NonNull::from(words).cast(), bytes, host: None }
     }
 
     /// Returns the number of bytes.

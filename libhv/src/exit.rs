@@ -107,6 +107,8 @@ pub enum ControlAccess {
     Clts,
     /// LMSW with its 16-bit operand.
     Lmsw(u16),
+    /// The processor does not say which: the instruction has to be decoded (SVM without decode assists).
+    Undecoded,
 }
 
 /// Why the guest left, in words both vendors share.

@@ -1,1 +1,226 @@
 //! The last exits of each virtual processor, a counter and a cost for each kind.
+//!
+//! The ring lies in a static so that a panic can print it; the counters belong to the virtual processor.
+
+use crate::exit::Exit;
+use crate::time::Tsc;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// The kinds of exit that are counted, one for each variant of [`Exit`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "named after the variants of Exit")]
+#[repr(u8)]
+pub enum Kind {
+    Cpuid,
+    Rdmsr,
+    Wrmsr,
+    Rdpmc,
+    Xsetbv,
+    PortIo,
+    NestedPageFault,
+    ControlRegister,
+    DebugRegister,
+    Exception,
+    ExternalInterrupt,
+    Nmi,
+    InterruptWindow,
+    NmiWindow,
+    TimerExpired,
+    Hypercall,
+    Halt,
+    Relax,
+    CacheFlush,
+    Undefined,
+    Shutdown,
+    Init,
+    Unhandled,
+}
+
+/// Kinds of exit.
+pub const KINDS: usize = Kind::Unhandled as usize + 1;
+
+impl From<&Exit> for Kind {
+    #[inline]
+    fn from(exit: &Exit) -> Self {
+        match exit {
+            Exit::Cpuid { .. } => Self::Cpuid,
+            Exit::Rdmsr(_) => Self::Rdmsr,
+            Exit::Wrmsr(..) => Self::Wrmsr,
+            Exit::Rdpmc(_) => Self::Rdpmc,
+            Exit::Xsetbv { .. } => Self::Xsetbv,
+            Exit::PortIo(_) => Self::PortIo,
+            Exit::NestedPageFault(_) => Self::NestedPageFault,
+            Exit::ControlRegister(_) => Self::ControlRegister,
+            Exit::DebugRegister => Self::DebugRegister,
+            Exit::Exception { .. } => Self::Exception,
+            Exit::ExternalInterrupt(_) => Self::ExternalInterrupt,
+            Exit::Nmi => Self::Nmi,
+            Exit::InterruptWindow => Self::InterruptWindow,
+            Exit::NmiWindow => Self::NmiWindow,
+            Exit::TimerExpired => Self::TimerExpired,
+            Exit::Hypercall => Self::Hypercall,
+            Exit::Halt => Self::Halt,
+            Exit::Relax => Self::Relax,
+            Exit::CacheFlush => Self::CacheFlush,
+            Exit::Undefined => Self::Undefined,
+            Exit::Shutdown => Self::Shutdown,
+            Exit::Init => Self::Init,
+            Exit::Unhandled(_) => Self::Unhandled,
+        }
+    }
+}
+
+/// How often a kind of exit happened, and what handling it cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Count {
+    /// Exits.
+    pub exits: u64,
+    /// Ticks of the time-stamp counter between exit and next entry, summed.
+    pub ticks: u64,
+}
+
+/// Exits kept for each virtual processor; a power of two.
+const KEPT: usize = 32;
+/// Virtual processors whose last exits are kept; those beyond share rings.
+const RINGS: usize = 16;
+
+/// The last exits of a virtual processor.
+struct Ring {
+    next: AtomicUsize,
+    records: [[AtomicU64; 2]; KEPT],
+}
+
+static LAST: [Ring; RINGS] =
+    [const { Ring { next: AtomicUsize::new(0), records: [const { [const { AtomicU64::new(0) }; 2] }; KEPT] } }; RINGS];
+
+/// What a virtual processor has been through.
+#[derive(Debug)]
+pub struct Trace {
+    counts: [Count; KINDS],
+    ring: usize,
+    left_at: Tsc,
+    kind: Kind,
+}
+
+impl Trace {
+    /// Starts with all counters at 0. `processor` is the index of the virtual processor.
+    pub const fn new(processor: usize) -> Self {
+        let counts = [const { Count { exits: 0, ticks: 0 } }; KINDS];
+        Self { counts, ring: processor % RINGS, left_at: Tsc(0), kind: Kind::Unhandled }
+    }
+
+    /// Takes down an exit: its kind, where the guest stood, and when.
+    #[inline]
+    pub(crate) fn left(&mut self, kind: Kind, rip: u64, now: Tsc) {
+        self.kind = kind;
+        self.left_at = now;
+        let ring = &LAST[self.ring];
+        let next = ring.next.load(Ordering::Relaxed);
+        ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
+        let [rip_slot, kind_slot] = &ring.records[next % KEPT];
+        rip_slot.store(rip, Ordering::Relaxed);
+        kind_slot.store(kind as u64, Ordering::Relaxed);
+    }
+
+    /// Takes down that the exit has been handled.
+    #[inline]
+    pub(crate) fn handled(&mut self, now: Tsc) {
+        let count = &mut self.counts[self.kind as usize];
+        count.exits += 1;
+        count.ticks += now.0.wrapping_sub(self.left_at.0);
+    }
+
+    /// Returns how often exits of a kind happened, and what they cost.
+    pub fn count(&self, kind: Kind) -> Count {
+        self.counts[kind as usize]
+    }
+
+    /// Returns the number of all exits.
+    pub fn exits(&self) -> u64 {
+        self.counts.iter().map(|count| count.exits).sum()
+    }
+}
+
+/// A line for each kind of exit that happened, the most frequent first.
+impl fmt::Display for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut order: [usize; KINDS] = core::array::from_fn(|kind| kind);
+        order.sort_unstable_by_key(|&kind| core::cmp::Reverse(self.counts[kind].exits));
+        for kind in order {
+            let Count { exits, ticks } = self.counts[kind];
+            if exits > 0 {
+                writeln!(f, "{:18} {exits:>10} exits {:>8} ticks each", name(kind as u64), ticks / exits)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const NAMES: [&str; KINDS] = [
+    "CPUID",
+    "RDMSR",
+    "WRMSR",
+    "RDPMC",
+    "XSETBV",
+    "port",
+    "nested page fault",
+    "control register",
+    "debug register",
+    "exception",
+    "external interrupt",
+    "NMI",
+    "interrupt window",
+    "NMI window",
+    "timer",
+    "hypercall",
+    "HLT",
+    "relax",
+    "cache flush",
+    "undefined",
+    "shutdown",
+    "INIT",
+    "unhandled",
+];
+
+fn name(kind: u64) -> &'static str {
+    NAMES.get(kind as usize).copied().unwrap_or("?")
+}
+
+/// Writes the last exits of every virtual processor, oldest first: the last words of a panic.
+///
+/// # Errors
+/// Those of `to`.
+pub fn last_exits(to: &mut dyn fmt::Write) -> fmt::Result {
+    for (processor, ring) in LAST.iter().enumerate() {
+        let next = ring.next.load(Ordering::Relaxed);
+        for position in next.saturating_sub(KEPT)..next {
+            let [rip, kind] = &ring.records[position % KEPT];
+            let (rip, kind) = (rip.load(Ordering::Relaxed), kind.load(Ordering::Relaxed));
+            writeln!(to, "processor {processor} exit {position}: {} at {rip:#x}", name(kind))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+
+    #[test]
+    fn the_last_exits_are_told_oldest_first_and_no_more_than_are_kept() {
+        let mut trace = Trace::new(3);
+        for number in 0..KEPT as u64 + 5 {
+            trace.left(Kind::Halt, 0x1000 + number, Tsc(10));
+            trace.handled(Tsc(17));
+        }
+        let mut text = String::new();
+        last_exits(&mut text).expect("a String takes anything");
+        let mine: alloc::vec::Vec<&str> = text.lines().filter(|line| line.starts_with("processor 3 ")).collect();
+        assert_eq!(mine.len(), KEPT);
+        assert_eq!(mine[0], "processor 3 exit 5: HLT at 0x1005");
+        assert_eq!(trace.count(Kind::Halt), Count { exits: KEPT as u64 + 5, ticks: 7 * (KEPT as u64 + 5) });
+        assert_eq!(trace.exits(), KEPT as u64 + 5);
+    }
+}

@@ -1,5 +1,6 @@
 //! A virtual processor: the one run loop, and the trait that a backend implements.
 
 mod backend;
+pub mod events;
 
 pub use backend::Backend;

@@ -271,7 +271,7 @@ mod tests {
                 let (bytes, align) = (cells as u64 * CELL, CELL << shift);
                 let limits = limits.start as u64 * CELL..limits.end as u64 * CELL;
                 let (expected, got) = if high {
-                    (candidates.last(), room.highest("part", bytes, align, limits))
+                    (candidates.next_back(), room.highest("part", bytes, align, limits))
                 } else {
                     (candidates.next(), room.lowest("part", bytes, align, limits))
                 };

@@ -103,8 +103,8 @@ fn memory_above_a_hole_and_reserved_ranges_are_in_the_map() {
 
 #[test]
 fn a_kernel_whose_place_is_taken_moves_up_if_it_can() {
-    let reserved = [5 * MIB - 0x1000..5 * MIB];
-    let options = Options { reserved: &reserved, ..Options::default() };
+    let reserved = core::slice::from_ref(&(5 * MIB - 0x1000..5 * MIB));
+    let options = Options { reserved, ..Options::default() };
     let mut memory = GuestMemory::for_tests(16 << 20);
     assert_eq!(load(&image(), &mut memory, &options).expect("a kernel").rip, 6 * MIB + 0x200);
     let refused = load(&with(0x234, &[0]), &mut GuestMemory::for_tests(16 << 20), &options);

@@ -217,7 +217,6 @@ mod tests {
     use super::*;
     use crate::memory::window::Window;
     use proptest::prelude::*;
-    use x86_64::PhysAddr;
 
     const TOP: u64 = 0x20_0000;
     const CELL: u64 = 0x400;
@@ -225,7 +224,7 @@ mod tests {
 
     fn memory() -> GuestMemory {
         let mut memory = GuestMemory::for_tests(0x15_0000);
-        memory.add(Gpa::new(0x18_0000), PhysAddr::zero(), Window::leaked(0x4_0000)).expect("apart from the first");
+        memory.add(Gpa::new(0x18_0000), Window::leaked(0x4_0000)).expect("apart from the first");
         memory
     }
 

@@ -7,7 +7,6 @@ use crate::exit::Width;
 use crate::memory::window::Window;
 use alloc::vec::Vec;
 use proptest::prelude::*;
-use x86_64::PhysAddr;
 
 const MIB: u64 = 1 << 20;
 
@@ -89,7 +88,7 @@ fn a_kernel_finds_itself_its_initrd_and_its_command_line_where_the_zero_page_say
 #[test]
 fn memory_above_a_hole_and_reserved_ranges_are_in_the_map() {
     let mut memory = GuestMemory::for_tests(16 << 20);
-    memory.add(Gpa::new(1 << 32), PhysAddr::zero(), Window::leaked(0x20_0000)).expect("apart from the first");
+    memory.add(Gpa::new(1 << 32), Window::leaked(0x20_0000)).expect("apart from the first");
     let reserved = [0xFEC0_0000..0xFEC0_1000, 15 * MIB..16 * MIB];
     let options =
         Options { reserved: &reserved, modules: &[Module { bytes: &[1], command_line: b"" }], ..Options::default() };

@@ -313,6 +313,11 @@ pub trait VectorState {
     fn set_xmm(&mut self, number: u8, value: [u64; 2]);
     /// Sets bits 255:0 and clears the rest, as a VEX-encoded load does.
     fn set_ymm(&mut self, number: u8, value: [u64; 4]);
+    /// Returns PKRU, or `None` where the host cannot read it; accesses that depend on it are then not emulated.
+    #[inline]
+    fn pkru(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// The registers a guest starts with: what a loader returns, and what INIT and SIPI set.

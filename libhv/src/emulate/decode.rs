@@ -1,8 +1,8 @@
 //! From bytes to an operation with its operands: `iced-x86` reads the encoding, once per instruction, and what is kept
 //! is only what `execute` needs.
 
-use super::operation::{Logic, Operation, StringOperation, Unary, VectorMove};
 use super::operation::{Bits, Shift};
+use super::operation::{Logic, Operation, StringOperation, Unary, VectorMove};
 use crate::exit::Width;
 use crate::registers::SegmentRegister;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};

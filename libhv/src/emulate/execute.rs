@@ -7,6 +7,9 @@ mod stack;
 mod string;
 mod vector;
 
+#[cfg(test)]
+mod oracle;
+
 use super::Bus;
 use super::decode::Decoded;
 use super::machine::{Machine, Stop};

@@ -7,7 +7,7 @@ use super::translate::{Access, Paging, WalkError};
 use crate::address::{Gpa, Gva, PAGE_SIZE};
 use crate::exit::{Event, PageFault, Width};
 use crate::memory::GuestMemory;
-use crate::registers::{Gpr, GuestState, SegmentRegister, VectorState};
+use crate::registers::{EFER_LMA, Gpr, GuestState, SegmentRegister, VectorState};
 
 /// Why an instruction did not come to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -206,6 +206,41 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
         self.pages(address, bytes, write)
     }
 
+    /// Translates the instruction's memory operand; #GP(0) where its linear address is not a multiple of `alignment`
+    /// (a power of two).
+    pub(super) fn operand_aligned(&mut self, instruction: &Decoded, alignment: u64, write: bool) -> Result<Span, Stop> {
+        let MemoryOperand { segment, bytes, .. } = instruction.memory;
+        let offset = self.effective_address(&instruction.memory, instruction.address);
+        let reference = Reference { segment, offset, bytes: bytes.into(), write };
+        let address = linear_address(self.cpu, &self.paging, self.bits, reference)?;
+        if address.as_u64() & (alignment - 1) != 0 {
+            return Err(Stop::Fault(Event::GENERAL_PROTECTION));
+        }
+        self.pages(address, bytes.into(), write)
+    }
+
+    /// Returns whether any byte of the span is memory.
+    pub(super) fn is_memory(&self, span: Span) -> bool {
+        self.memory.contains(span.first, 1) || self.memory.contains(span.second, 1)
+    }
+
+    /// Reads up to 32 bytes as words of 64 bits, the lowest first; 0 where there are fewer.
+    pub(super) fn load_words(&mut self, span: Span) -> Result<[u64; 4], Stop> {
+        let mut bytes = [0; 32];
+        self.load_bytes(span, bytes.get_mut(..span.bytes).ok_or(Stop::Unemulated)?)?;
+        let (words, _) = bytes.as_chunks::<8>();
+        Ok(core::array::from_fn(|word| u64::from_le_bytes(words[word])))
+    }
+
+    /// Writes as many bytes of the words as the span has, up to 32.
+    pub(super) fn store_words(&mut self, span: Span, words: [u64; 4]) -> Result<(), Stop> {
+        let mut bytes = [0; 32];
+        for (chunk, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *chunk = word.to_le_bytes();
+        }
+        self.store_bytes(span, bytes.get(..span.bytes).ok_or(Stop::Unemulated)?)
+    }
+
     /// Translates `bytes` bytes at a linear address.
     #[inline]
     fn pages(&mut self, address: Gva, bytes: usize, write: bool) -> Result<Span, Stop> {
@@ -222,6 +257,21 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
             self.paging.translate(self.memory, next, access)?
         };
         Ok(Span { first, second, here, bytes })
+    }
+
+    /// Reads 16 bits of a system structure at a linear address, as the processor does by itself.
+    pub(super) fn system_word(&mut self, address: u64) -> Result<u64, Stop> {
+        let mut word = 0;
+        for position in 0..2 {
+            let mut address = address.wrapping_add(position);
+            if self.bits != 64 && self.cpu.efer() & EFER_LMA == 0 {
+                address &= 0xFFFF_FFFF;
+            }
+            let gpa = self.paging.translate(self.memory, Gva::new(address), Access::SYSTEM)?;
+            let byte = self.memory.read_number(gpa, Width::Byte).map_err(|_| Stop::Unemulated)?;
+            word |= byte << (8 * position);
+        }
+        Ok(word)
     }
 
     /// Reads a number from memory or from the bus.

@@ -5,7 +5,7 @@ use crate::emulate::decode::{Decoded, Operand};
 use crate::emulate::flags::{self, ZF};
 use crate::emulate::machine::{Machine, Stop};
 use crate::emulate::operation::Logic;
-use crate::exit::{Event, Width};
+use crate::exit::Width;
 use crate::registers::{GuestState, VectorState};
 
 /// The number of RAX.
@@ -71,8 +71,7 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
             16 => Width::Qword,
             _ => return Err(Stop::Unemulated),
         };
-        let offset = self.effective_address(&instruction.memory, instruction.address);
-        let place = self.aligned_span(instruction, offset, half == Width::Qword)?;
+        let place = self.operand_aligned(instruction, if half == Width::Qword { 16 } else { 1 }, true)?;
         let expected = [self.register(RAX, half), self.register(RDX, half)];
         let new = [self.register(RBX, half), self.register(RCX, half)];
         let found = if half == Width::Dword {
@@ -89,9 +88,10 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
             if instruction.lock && self.is_memory(place) {
                 return Err(Stop::Unemulated);
             }
-            let found = self.load_words(place)?;
-            let found = [found[0], found[1]];
-            self.store_words(place, if found == expected { &new } else { &found })?;
+            let [low, high, ..] = self.load_words(place)?;
+            let found = [low, high];
+            let [low, high] = if found == expected { new } else { found };
+            self.store_words(place, [low, high, 0, 0])?;
             found
         };
         if found != expected {
@@ -101,23 +101,4 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
         self.set_flags(ZF, if found == expected { ZF } else { 0 });
         Ok(())
     }
-
-    /// Translates the memory operand for writing; #GP(0) where it must lie at a multiple of its size and does not.
-    fn aligned_span(
-        &mut self,
-        instruction: &Decoded,
-        offset: u64,
-        aligned: bool,
-    ) -> Result<crate::emulate::machine::Span, Stop> {
-        let bytes = instruction.memory.bytes;
-        self.span_at(instruction.memory.segment, offset, bytes.into(), true, if aligned { bytes.into() } else { 1 })
-            .map_err(|stop| match stop {
-                Stop::Fault(event) => Stop::Fault(event),
-                other => other,
-            })
-    }
 }
-
-/// Kept beside its only user: the fault of a misaligned operand.
-#[expect(dead_code, reason = "replaced below")]
-const MISALIGNED: Event = Event::GENERAL_PROTECTION;

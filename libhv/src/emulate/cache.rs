@@ -1,0 +1,165 @@
+//! Decoded instructions by the address of their code. An entry is used only while the bytes it was made from are still
+//! what the guest has there, so that none can be stale.
+
+use super::decode::{Decoded, decode};
+use super::length::{code_address, fetch};
+use super::machine::Stop;
+use super::translate::locate;
+use crate::address::{Gpa, Gva, PAGE_SIZE};
+use crate::exit::{Unemulated, Width};
+use crate::memory::GuestMemory;
+use crate::registers::GuestState;
+use alloc::boxed::Box;
+
+/// Entries: few instructions of a kernel reach devices.
+const SLOTS: usize = 64;
+
+/// 16 bytes of code as two little-endian words.
+type Words = [u64; 2];
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    rip: u64,
+    bits: u32,
+    /// The instruction's bytes; 0 beyond its length.
+    bytes: Words,
+    decoded: Decoded,
+}
+
+/// A direct-mapped cache.
+#[derive(Debug)]
+pub(super) struct Cache {
+    slots: Box<[Option<Slot>; SLOTS]>,
+}
+
+/// Returns the slot for code at `rip`: its lowest bits, and some above for kernels that align their functions.
+#[inline]
+fn slot_of(rip: u64) -> usize {
+    (rip ^ rip >> 6 ^ rip >> 12) as usize % SLOTS
+}
+
+/// Clears the bytes from `length` (0 to 16) on.
+#[inline]
+fn cut(words: Words, length: u8) -> Words {
+    let keep = |bytes: u32| if bytes >= 8 { u64::MAX } else { (1 << (8 * bytes)) - 1 };
+    let length = u32::from(length);
+    [words[0] & keep(length), words[1] & keep(length.saturating_sub(8))]
+}
+
+/// Reads 16 bytes that lie in one page, by three aligned loads at most.
+#[inline]
+fn words_at(memory: &GuestMemory, gpa: Gpa) -> Option<Words> {
+    let shift = gpa.as_u64() % 8 * 8;
+    let aligned = Gpa::new(gpa.as_u64() & !7);
+    let read = |offset| memory.read_number(aligned.wrapping_add(offset), Width::Qword).ok();
+    let (low, middle) = (read(0)?, read(8)?);
+    if shift == 0 {
+        return Some([low, middle]);
+    }
+    let high = read(16)?;
+    Some([low >> shift | middle << (64 - shift), middle >> shift | high << (64 - shift)])
+}
+
+fn words_of(bytes: &[u8]) -> Words {
+    let mut whole = [0; 16];
+    for (to, from) in whole.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    let (words, _) = whole.as_chunks::<8>();
+    [u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])]
+}
+
+impl Cache {
+    pub(super) fn new() -> Self {
+        Self { slots: Box::new([None; SLOTS]) }
+    }
+
+    /// Returns the instruction at RIP.
+    ///
+    /// # Errors
+    /// [`Stop::Unemulated`] where it is no instruction that is emulated, and [`Stop::Repeat`] where RIP is mapped no
+    /// more: the guest changes its tables, and the processor raises the page fault once it has noticed.
+    #[inline]
+    pub(super) fn instruction(
+        &mut self,
+        cpu: &impl GuestState,
+        memory: &GuestMemory,
+        bits: u32,
+        fetched: &[u8],
+    ) -> Result<Decoded, Stop> {
+        let rip = cpu.rip();
+        if let Some(slot) = &self.slots[slot_of(rip)]
+            && slot.rip == rip
+            && slot.bits == bits
+            && let Some(words) = current(cpu, memory, bits, fetched, slot.decoded.length)
+            && cut(words, slot.decoded.length) == slot.bytes
+        {
+            return Ok(slot.decoded);
+        }
+        self.decode(cpu, memory, bits, fetched)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn decode(
+        &mut self,
+        cpu: &impl GuestState,
+        memory: &GuestMemory,
+        bits: u32,
+        fetched: &[u8],
+    ) -> Result<Decoded, Stop> {
+        let rip = cpu.rip();
+        // What the processor reports may end before the instruction does.
+        if let Some(decoded) = decode(fetched, bits, rip) {
+            self.remember(rip, bits, fetched, decoded);
+            return Ok(decoded);
+        }
+        let address = code_address(cpu, bits);
+        let gpa = locate(cpu, memory, address).ok_or(Stop::Repeat)?;
+        let (bytes, count) = fetch(cpu, memory, address, gpa);
+        let bytes = bytes.get(..count).unwrap_or(&[]);
+        let decoded = decode(bytes, bits, rip).ok_or(Stop::Unemulated)?;
+        self.remember(rip, bits, bytes, decoded);
+        Ok(decoded)
+    }
+
+    fn remember(&mut self, rip: u64, bits: u32, bytes: &[u8], decoded: Decoded) {
+        let bytes = cut(words_of(bytes), decoded.length);
+        self.slots[slot_of(rip)] = Some(Slot { rip, bits, bytes, decoded });
+    }
+}
+
+/// Returns the code at RIP as it is now, `length` bytes at least.
+#[inline]
+fn current(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, fetched: &[u8], length: u8) -> Option<Words> {
+    if fetched.len() >= length.into() {
+        return Some(words_of(fetched));
+    }
+    let address = code_address(cpu, bits);
+    // Three aligned words reach 24 bytes from the first.
+    if address.page_offset() <= PAGE_SIZE - 24 {
+        return words_at(memory, locate(cpu, memory, address)?);
+    }
+    let (bytes, count) = read_code(cpu, memory, address);
+    (count >= length.into()).then(|| words_of(&bytes))
+}
+
+fn read_code(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> ([u8; 15], usize) {
+    match locate(cpu, memory, address) {
+        Some(gpa) => fetch(cpu, memory, address, gpa),
+        None => ([0; 15], 0),
+    }
+}
+
+/// Returns the record of an instruction that is not emulated.
+#[cold]
+pub(super) fn record(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, fetched: &[u8]) -> Unemulated {
+    let (mut bytes, mut count) = read_code(cpu, memory, code_address(cpu, bits));
+    if count < fetched.len() {
+        count = fetched.len().min(bytes.len());
+        for (to, from) in bytes.iter_mut().zip(fetched) {
+            *to = *from;
+        }
+    }
+    Unemulated { rip: cpu.rip(), bytes, length: count as u8, code_bits: bits as u8 }
+}

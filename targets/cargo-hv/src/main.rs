@@ -1,3 +1,52 @@
 //! `cargo hv`: the one tool of libhv.
 
-fn main() {}
+mod apt;
+mod bochs;
+mod bochs_build;
+mod build;
+mod cli;
+mod command;
+mod cpio;
+mod doctor;
+mod first_process;
+mod guests;
+mod image;
+mod install;
+mod machine;
+mod payload;
+mod place;
+mod qemu;
+mod run;
+mod say;
+mod sources;
+mod status;
+mod supervise;
+mod terminal;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // The stream it belongs on may be closed; the status tells as much.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { status::REQUEST } else { status::DONE });
+        }
+    };
+    let status = match &cli.verb {
+        Verb::Run(request) => run::run(request),
+        Verb::Doctor { install } => doctor::run(*install),
+        Verb::Build { images } => build::run(images),
+        Verb::Image(request) => image::run(request),
+    };
+    ExitCode::from(status.unwrap_or_else(|failure| {
+        say::say(&failure);
+        failure.status
+    }))
+}

@@ -1,0 +1,77 @@
+//! Compiles images and test guests for bare metal.
+
+use std::path::{Path, PathBuf};
+
+use crate::install::{self, Need};
+use crate::say::say;
+use crate::status::{BUILD, DONE, Failure, Result};
+use crate::toolchain::Toolchain;
+use crate::{command, place};
+
+/// The target file, from the repository's root.
+pub(crate) const TARGET: &str = "targets/x86_64-libhv.json";
+/// The package of the test guests.
+const GUESTS: &str = "guests";
+/// Folders whose packages are images.
+const IMAGE_FOLDERS: [&str; 2] = ["examples", "tests/images"];
+
+/// The names of all images of this repository, sorted within their folder.
+pub(crate) fn images() -> Vec<String> {
+    IMAGE_FOLDERS.iter().flat_map(|folder| packages(&place::root().join(folder))).collect()
+}
+
+/// The names of the folders in `folder` that hold a package.
+fn packages(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().join("Cargo.toml").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Compiles the image `name` and gives its ELF file.
+pub(crate) fn image(name: &str) -> Result<PathBuf> {
+    if !images().iter().any(|image| image == name) {
+        return Err(Failure::request(format!("no image is called {name}; there are: {}", images().join(", "))));
+    }
+    build(name)?;
+    Ok(output(name))
+}
+
+/// Compiles all test guests and gives the ELF file of the guest `name`.
+pub(crate) fn guest(name: &str) -> Result<PathBuf> {
+    build(GUESTS)?;
+    let file = output(name);
+    if file.is_file() { Ok(file) } else { Err(Failure::request(format!("no test guest is called {name}"))) }
+}
+
+/// `cargo hv build`: compiles the images named, or all, and prints the paths of their ELF files.
+pub(crate) fn run(names: &[String]) -> Result<u8> {
+    install::ensure(&[Need::Build])?;
+    let all = images();
+    for name in if names.is_empty() { &all } else { names } {
+        println!("{}", image(name)?.display());
+    }
+    Ok(DONE)
+}
+
+fn output(binary: &str) -> PathBuf {
+    place::root().join("target/image/x86_64-libhv/release").join(binary)
+}
+
+/// Compiles `package` for bare metal. Cargo itself finds out that nothing has changed.
+fn build(package: &str) -> Result<()> {
+    let root = place::root();
+    let toolchain = Toolchain::find().ok_or_else(|| Failure::new(BUILD, "no Rust toolchain with the source of core"))?;
+    let mut cargo = toolchain.cargo();
+    cargo.current_dir(&root).args(["build", "--quiet", "--release", "--package", package]);
+    cargo.arg("--target").arg(root.join(TARGET)).arg("--target-dir").arg(root.join("target/image"));
+    cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
+    if toolchain.has_target_spec_option() {
+        cargo.arg("-Zjson-target-spec");
+    }
+    say(format_args!("building {package} for bare metal with {}", toolchain.version()?));
+    command::output(&mut cargo, BUILD).map(drop)
+}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use crate::install::{self, Need};
 use crate::say::say;
 use crate::status::{BUILD, DONE, Failure, Result};
@@ -20,13 +22,20 @@ pub(crate) fn images() -> Vec<String> {
     IMAGE_FOLDERS.iter().flat_map(|folder| packages(&place::root().join(folder))).collect()
 }
 
-/// The names of the folders in `folder` that hold a package.
+/// The names of the packages in the folders of `folder`.
 fn packages(folder: &Path) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        package: Package,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+    }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter(|entry| entry.path().join("Cargo.toml").is_file())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+    let manifests = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("Cargo.toml")).ok());
+    let mut names: Vec<String> =
+        manifests.filter_map(|text| Some(toml::from_str::<Manifest>(&text).ok()?.package.name)).collect();
     names.sort();
     names
 }

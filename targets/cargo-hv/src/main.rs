@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Doctor { install } => doctor::run(*install),
         Verb::Build { images } => build::run(images),
         Verb::Image(request) => image::run(request),
+        _ => Err(status::Failure::request("not there yet")),
     };
     ExitCode::from(status.unwrap_or_else(|failure| {
         say::say(&failure);

@@ -59,7 +59,8 @@ impl Apt {
     /// Writes the configuration for `release`, and fetches its package lists unless they are fresh.
     pub(crate) fn of(release: Release) -> Result<Self> {
         let sources = sources::system();
-        let missing = || Failure::new(MISSING, "apt's sources name no Debian mirror, so Debian packages cannot be fetched");
+        let missing =
+            || Failure::new(MISSING, "apt's sources name no Debian mirror, so Debian packages cannot be fetched");
         let mirror = sources::mirror(&sources, "debian").ok_or_else(missing)?;
         let list = release.list(mirror, sources::mirror(&sources, "debian-security"));
         let cache = place::cache()?;

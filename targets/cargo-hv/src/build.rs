@@ -73,7 +73,8 @@ fn output(binary: &str) -> PathBuf {
 /// Compiles `package` for bare metal. Cargo itself finds out that nothing has changed.
 fn build(package: &str) -> Result<()> {
     let root = place::root();
-    let toolchain = Toolchain::find().ok_or_else(|| Failure::new(BUILD, "no Rust toolchain with the source of core"))?;
+    let toolchain =
+        Toolchain::find().ok_or_else(|| Failure::new(BUILD, "no Rust toolchain with the source of core"))?;
     let mut cargo = toolchain.cargo();
     cargo.current_dir(&root).args(["build", "--quiet", "--release", "--package", package]);
     cargo.arg("--target").arg(root.join(TARGET)).arg("--target-dir").arg(root.join("target/image"));

@@ -32,7 +32,9 @@ pub(crate) fn run(install: bool) -> Result<u8> {
         println!("images are built by {} with {}", toolchain.cargo.display(), toolchain.version()?);
     }
     if missing > 0 {
-        println!("{missing} missing; each is installed when it is first needed, or all now with: cargo hv doctor --install");
+        println!(
+            "{missing} missing; each is installed when it is first needed, or all now with: cargo hv doctor --install"
+        );
     }
     Ok(if missing == 0 { DONE } else { MISSING })
 }

@@ -96,7 +96,8 @@ mod tests {
         let digit = &instructions[5];
         assert_eq!(digit.mnemonic(), Mnemonic::Mov);
         assert_eq!(instructions[after_count].near_branch_target(), digit.ip());
-        let store = instructions.iter().rfind(|i| i.mnemonic() == Mnemonic::Mov && i.op0_kind() == iced_x86::OpKind::Memory);
+        let store =
+            instructions.iter().rfind(|i| i.mnemonic() == Mnemonic::Mov && i.op0_kind() == iced_x86::OpKind::Memory);
         assert_eq!(of(Mnemonic::Jbe).near_branch_target(), store.unwrap().ip());
     }
 

@@ -48,8 +48,12 @@ pub(crate) fn run(request: &cli::Image) -> Result<u8> {
     };
     let iso = request.output.clone().unwrap_or_else(|| elf.with_extension("iso"));
     make_iso(&start, &iso)?;
-    println!("{}
-{}", elf.display(), iso.display());
+    println!(
+        "{}
+{}",
+        elf.display(),
+        iso.display()
+    );
     Ok(DONE)
 }
 

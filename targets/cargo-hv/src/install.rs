@@ -125,8 +125,18 @@ pub(crate) const PREREQUISITES: &[Prerequisite] = &[
         way: Way::Packages(&["mtools"]),
     },
     Prerequisite { name: "g++", needs: &[Need::BochsBuild], sign: Sign::Program("g++"), way: Way::Packages(&["g++"]) },
-    Prerequisite { name: "make", needs: &[Need::BochsBuild], sign: Sign::Program("make"), way: Way::Packages(&["make"]) },
-    Prerequisite { name: "xz", needs: &[Need::BochsBuild], sign: Sign::Program("xz"), way: Way::Packages(&["xz-utils"]) },
+    Prerequisite {
+        name: "make",
+        needs: &[Need::BochsBuild],
+        sign: Sign::Program("make"),
+        way: Way::Packages(&["make"]),
+    },
+    Prerequisite {
+        name: "xz",
+        needs: &[Need::BochsBuild],
+        sign: Sign::Program("xz"),
+        way: Way::Packages(&["xz-utils"]),
+    },
     Prerequisite {
         name: "rustfmt",
         needs: &[Need::Check],
@@ -174,7 +184,11 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         let lines: Vec<_> = commands.iter().map(|words| format!("  sudo {}", words.join(" "))).collect();
         return Err(Failure::new(
             MISSING,
-            format!("missing: {}. It may not be installed from here; these commands do it:\n{}", names.join(", "), lines.join("\n")),
+            format!(
+                "missing: {}. It may not be installed from here; these commands do it:\n{}",
+                names.join(", "),
+                lines.join("\n")
+            ),
         ));
     };
     for prerequisite in &missing {
@@ -220,7 +234,14 @@ fn commands(missing: &[&Prerequisite]) -> Result<Vec<Vec<String>>> {
                 continue;
             }
             let release = release.map(|release| ["-t".to_owned(), release.to_owned()]);
-            commands.push(get.iter().cloned().chain(release.into_iter().flatten()).chain(["install".to_owned()]).chain(packages).collect());
+            commands.push(
+                get.iter()
+                    .cloned()
+                    .chain(release.into_iter().flatten())
+                    .chain(["install".to_owned()])
+                    .chain(packages)
+                    .collect(),
+            );
         }
     }
     if !components.is_empty() {
@@ -230,7 +251,8 @@ fn commands(missing: &[&Prerequisite]) -> Result<Vec<Vec<String>>> {
 }
 
 fn is_bookworm() -> bool {
-    std::fs::read_to_string("/etc/os-release").is_ok_and(|text| text.lines().any(|line| line == "VERSION_CODENAME=bookworm"))
+    std::fs::read_to_string("/etc/os-release")
+        .is_ok_and(|text| text.lines().any(|line| line == "VERSION_CODENAME=bookworm"))
 }
 
 /// What stands before a command that must be the administrator's: nothing for root, `sudo -n` where that works; `None` where

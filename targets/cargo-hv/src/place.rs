@@ -17,7 +17,9 @@ pub(crate) fn root() -> PathBuf {
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()) {
         Some(base) => base,
-        None => std::env::home_dir().ok_or_else(|| Failure::request("no home folder, and XDG_CACHE_HOME is not set"))?.join(".cache"),
+        None => std::env::home_dir()
+            .ok_or_else(|| Failure::request("no home folder, and XDG_CACHE_HOME is not set"))?
+            .join(".cache"),
     };
     let folder = base.join("libhv");
     fs::create_dir_all(&folder).doing(format_args!("making {}", folder.display()))?;

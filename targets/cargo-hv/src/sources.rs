@@ -46,7 +46,9 @@ fn one_line(text: &str) -> Vec<Source> {
 fn paragraphs(text: &str) -> Vec<Source> {
     let text: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
     text.split("\n\n")
-        .filter(|paragraph| field(paragraph, "Types").is_some_and(|types| types.split_whitespace().any(|kind| kind == "deb")))
+        .filter(|paragraph| {
+            field(paragraph, "Types").is_some_and(|types| types.split_whitespace().any(|kind| kind == "deb"))
+        })
         .filter(|paragraph| field(paragraph, "Enabled").is_none_or(|enabled| enabled != "no"))
         .filter_map(|paragraph| field(paragraph, "URIs"))
         .flat_map(|uris| uris.split_whitespace())

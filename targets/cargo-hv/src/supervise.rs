@@ -73,7 +73,17 @@ pub(crate) fn supervise(
         }
     };
     let started = Instant::now();
-    let run = Run { job, input, guest, from_guest, com2: Tail::new(&com2), sink, started, seen: String::new(), escaped: false };
+    let run = Run {
+        job,
+        input,
+        guest,
+        from_guest,
+        com2: Tail::new(&com2),
+        sink,
+        started,
+        seen: String::new(),
+        escaped: false,
+    };
     let end = run.until_end(&mut emulator.0);
     drop(emulator);
     let (status, sentence) = match end? {
@@ -180,7 +190,9 @@ fn tied_to_us(program: &Path) -> Command {
 }
 
 fn spawn(command: &mut Command) -> Result<Child> {
-    command.spawn().map_err(|error| Failure::new(status::EMULATOR, format!("the emulator could not be started: {error}")))
+    command
+        .spawn()
+        .map_err(|error| Failure::new(status::EMULATOR, format!("the emulator could not be started: {error}")))
 }
 
 /// Sends all that `from` gives, piece by piece.

@@ -1,0 +1,426 @@
+//! One virtual processor on SVM: what was decided is carried out on its VMCB.
+#![expect(unsafe_code, reason = "vouches for the VMCB that the processor enters")]
+
+use super::capability::Capability;
+use super::decode::{self, Operands, code};
+use super::entry::{self, GuestRegisters};
+use super::event;
+use super::instructions;
+use super::npt::NptEntry;
+use super::vmcb::*;
+use crate::emulate::{Opcode, instruction_length};
+use crate::error::{EntryFailure, Error, Result};
+use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::hw::vector;
+use crate::memory::nested::NestedTables;
+use crate::memory::permissions::{MsrPermissions, PortPermissions, svm_layout};
+use crate::memory::{FrameSource, Frames, GuestMemory};
+use crate::registers::{DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_TF, VectorState};
+use crate::vcpu::Backend;
+use bit_field::BitField;
+use core::marker::PhantomData;
+use core::ops::RangeInclusive;
+use raw_cpuid::CpuId;
+use x86_64::PhysAddr;
+
+/// DR6.BS: single step.
+const DR6_BS: u64 = 1 << 14;
+/// #DB
+const DEBUG: u8 = 1;
+/// #AC
+const ALIGNMENT_CHECK: u8 = 17;
+/// #MC
+const MACHINE_CHECK: u8 = 18;
+/// The MSRs that VMRUN, VMLOAD and VMSAVE switch.
+const IA32_SYSENTER_CS: u32 = 0x174;
+const IA32_SYSENTER_ESP: u32 = 0x175;
+const IA32_SYSENTER_EIP: u32 = 0x176;
+const IA32_DEBUGCTL: u32 = 0x1D9;
+const IA32_PAT: u32 = 0x277;
+const STAR: u32 = 0xC000_0081;
+const LSTAR: u32 = 0xC000_0082;
+const CSTAR: u32 = 0xC000_0083;
+const SFMASK: u32 = 0xC000_0084;
+const FS_BASE: u32 = 0xC000_0100;
+const GS_BASE: u32 = 0xC000_0101;
+const KERNEL_GS_BASE: u32 = 0xC000_0102;
+const TSC_AUX: u32 = 0xC000_0103;
+/// IA32_PAT after a reset (SDM Vol. 3A 12.12.4).
+const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// Where an NMI that waits for the guest's IRET stands. Without vNMI the processor does not tell when the guest's NMI
+/// handler has ended: IRET is intercepted, and then stepped over (APM Vol. 2 15.21.? "NMI support").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum NmiState {
+    /// The guest can take one.
+    Open,
+    /// The guest is in its handler.
+    Blocked,
+    /// The guest is stepped over the IRET; whether RFLAGS.TF was its own.
+    Stepping { own_trap: bool },
+}
+
+/// One virtual processor on SVM.
+#[derive(Debug)]
+pub struct Svm {
+    pub(super) vmcb: Vmcb,
+    pub(super) registers: GuestRegisters,
+    capability: Capability,
+    nested: NestedTables<NptEntry>,
+    host: Frames,
+    /// What VMSAVE and EFER hold is this processor's: the value does not leave it.
+    pinned: PhantomData<*const ()>,
+    msrs: MsrPermissions,
+    ports: PortPermissions,
+    nmi: NmiState,
+    has_tsc_aux: bool,
+}
+
+impl Svm {
+    /// Makes a virtual processor on this processor, which it stays on. `asid` is 1 up to what [`Capability::asids`]
+    /// says, less one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the processor or its firmware has no SVM or no nested paging;
+    /// [`Error::OutOfMemory`] when frames run out.
+    pub fn new(frames: &mut impl FrameSource, nested: NestedTables<NptEntry>, asid: u32) -> Result<Self> {
+        let root = nested.root();
+        let capability = Capability::of_this_processor()?;
+        let mut take = |count| frames.allocate(count).ok_or(Error::OutOfMemory("the SVM control structures"));
+        let save_area = take(1)?;
+        // SAFETY: the capability check found SVM there and enabled; the frame is never released: it is forgotten here.
+        unsafe { instructions::enable(&save_area) };
+        let mut host = take(1)?;
+        // SAFETY: SVME was set above.
+        unsafe { instructions::vmsave(&mut host) };
+        let mut svm = Self {
+            vmcb: Vmcb::new(take(1)?),
+            registers: GuestRegisters::default(),
+            capability,
+            nested,
+            host,
+            pinned: PhantomData,
+            msrs: MsrPermissions::closed(take(2)?, svm_layout),
+            ports: PortPermissions::closed(take(3)?),
+            nmi: NmiState::Open,
+            has_tsc_aux: CpuId::new()
+                .get_extended_processor_and_feature_identifiers()
+                .is_some_and(|features| features.has_rdtscp()),
+        };
+        svm.close(root, asid);
+        Ok(svm)
+    }
+
+    /// Sets the intercepts that make everything closed.
+    fn close(&mut self, root: PhysAddr, asid: u32) {
+        let (iopm, msrpm) = (self.ports.physical(), self.msrs.physical());
+        let control = &mut self.vmcb.control;
+        control.cr_reads.set_bit(8, true);
+        control.cr_writes.set_bit(4, true).set_bit(8, true);
+        for vector in [DEBUG, ALIGNMENT_CHECK, MACHINE_CHECK] {
+            control.exceptions.set_bit(vector.into(), true);
+        }
+        control.intercept3 = {
+            use intercept3::*;
+            INTR | NMI | INIT | RDPMC | CPUID | INVD | HLT | INVLPGA | IOIO_PROT | MSR_PROT | FERR_FREEZE | SHUTDOWN
+        };
+        control.intercept4 = {
+            use intercept4::*;
+            VMRUN | VMMCALL | VMLOAD | VMSAVE | STGI | CLGI | SKINIT | WBINVD | MONITOR | MWAIT | XSETBV | RDPRU
+        };
+        control.iopm_base_pa = iopm.as_u64();
+        control.msrpm_base_pa = msrpm.as_u64();
+        control.asid = asid;
+        control.virtual_interrupt = V_INTR_MASKING;
+        control.nested_control = NP_ENABLE;
+        control.nested_cr3 = root.as_u64();
+        self.vmcb.save.pat = PAT_AT_RESET;
+        self.flush_nested();
+    }
+
+    /// Returns the nested tables, to change them. What they say of it, `flush_nested` must follow.
+    pub fn nested(&mut self) -> &mut NestedTables<NptEntry> {
+        &mut self.nested
+    }
+
+    /// Returns what SVM can do here.
+    pub fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    /// RFLAGS without the trap flag that stepping over an IRET needs.
+    #[inline]
+    pub(super) fn guest_rflags(&self) -> u64 {
+        match self.nmi {
+            NmiState::Stepping { own_trap: false } => self.vmcb.save.rflags & !RFLAGS_TF,
+            _ => self.vmcb.save.rflags,
+        }
+    }
+
+    pub(super) fn set_guest_rflags(&mut self, value: u64) {
+        let step = if matches!(self.nmi, NmiState::Stepping { .. }) { RFLAGS_TF } else { 0 };
+        self.vmcb.save.rflags = value | step;
+    }
+
+    /// IRET is about to run in an NMI handler: it is stepped over, so that NMIs open after it.
+    fn step_over_iret(&mut self) {
+        self.nmi = NmiState::Stepping { own_trap: self.vmcb.save.rflags & RFLAGS_TF != 0 };
+        self.vmcb.save.rflags |= RFLAGS_TF;
+        self.vmcb.control.intercept3 &= !intercept3::IRET;
+    }
+
+    /// The instruction after which NMIs open has run. Returns whether the #DB is the guest's own as well.
+    fn stepped(&mut self, own_trap: bool) -> bool {
+        self.nmi = NmiState::Open;
+        if !own_trap {
+            // The IRET loaded the RFLAGS of what was interrupted: a trap flag there is the guest's.
+            self.vmcb.save.dr6 &= !DR6_BS;
+        }
+        own_trap
+    }
+
+    /// Returns where the instruction that exited ends, from its bytes, for processors that do not save it.
+    #[inline]
+    fn next_rip(&self, memory: &GuestMemory) -> Option<u64> {
+        let control = &self.vmcb.control;
+        let opcode = match control.exit_code {
+            code::CPUID => Opcode::Cpuid,
+            code::MSR if control.exit_info1 == 0 => Opcode::Rdmsr,
+            code::MSR => Opcode::Wrmsr,
+            code::HLT => Opcode::Hlt,
+            code::VMMCALL => Opcode::Vmmcall,
+            code::XSETBV => Opcode::Xsetbv,
+            code::WBINVD => Opcode::Wbinvd,
+            code::INVD => Opcode::Invd,
+            code::RDPMC => Opcode::Rdpmc,
+            code::MONITOR => Opcode::Monitor,
+            code::MWAIT | code::MWAIT_ARMED => Opcode::Mwait,
+            _ => return None,
+        };
+        let length = instruction_length(self, memory, opcode)?;
+        let next = self.rip().wrapping_add(length);
+        Some(if self.code_bits() == 64 { next } else { next & 0xFFFF_FFFF })
+    }
+
+    fn interrupt_shadow(&self) -> bool {
+        self.vmcb.control.interrupt_state & SHADOW != 0
+    }
+}
+
+impl Backend for Svm {
+    fn load(&mut self, entry: &EntryState) {
+        self.vmcb.save.load(entry);
+        for register in Gpr::ALL {
+            self.set_gpr(register, entry.gprs[register as usize]);
+        }
+        self.nmi = NmiState::Open;
+        let control = &mut self.vmcb.control;
+        control.intercept3 &= !(intercept3::IRET | intercept3::VINTR);
+        control.interrupt_state = 0;
+        control.event_injection = 0;
+        control.virtual_interrupt = V_INTR_MASKING;
+    }
+
+    #[inline]
+    fn enter(&mut self) -> core::result::Result<Exit, EntryFailure> {
+        loop {
+            let (guest, host) = (self.vmcb.physical().as_u64(), self.host.physical().as_u64());
+            // SAFETY: `new` enabled SVM and filled `host`; nested tables map only what is the guest's (`GuestFrames`);
+            // `close` set the intercepts, and `self` is borrowed exclusively. The host runs with IF = 0 (`hw::Host`).
+            unsafe { entry::run(&mut self.registers, guest, host) };
+            let control = &mut self.vmcb.control;
+            control.event_injection = 0;
+            control.tlb_control = 0;
+            let raw = self.raw_exit();
+            if raw.code == code::INVALID {
+                return Err(EntryFailure::InvalidState(raw));
+            }
+            if raw.code == code::IRET {
+                self.step_over_iret();
+                continue;
+            }
+            if let NmiState::Stepping { own_trap } = self.nmi
+                && raw.code == code::EXCEPTION + u64::from(DEBUG)
+                && !self.stepped(own_trap)
+            {
+                return Ok(Exit::NmiWindow);
+            }
+            let operands = Operands {
+                rax: self.vmcb.save.rax,
+                rcx: self.registers.rcx,
+                rdx: self.registers.rdx,
+                decode_assists: self.capability.decode_assists,
+            };
+            return Ok(decode::decode(&raw, operands));
+        }
+    }
+
+    #[inline]
+    fn raw_exit(&self) -> RawExit {
+        let control = &self.vmcb.control;
+        RawExit {
+            code: control.exit_code,
+            info1: control.exit_info1,
+            info2: control.exit_info2,
+            rip: self.vmcb.save.rip,
+        }
+    }
+
+    #[inline]
+    fn advance(&mut self, memory: &GuestMemory) {
+        let control = &self.vmcb.control;
+        let next = if self.capability.nrip_save {
+            Some(control.next_rip)
+        } else if control.exit_code == code::IOIO {
+            Some(control.exit_info2)
+        } else {
+            self.next_rip(memory)
+        };
+        // Where the bytes cannot be read any more, the guest has changed its page tables under its own feet and runs
+        // what stands there now.
+        if let Some(next) = next {
+            self.advance_to(next);
+        }
+    }
+
+    #[inline]
+    fn advance_to(&mut self, next_rip: u64) {
+        self.vmcb.save.rip = next_rip;
+        self.vmcb.control.interrupt_state &= !SHADOW;
+        if self.guest_rflags() & RFLAGS_TF != 0 {
+            self.vmcb.save.dr6 |= DR6_BS;
+            self.inject(Event::Exception { vector: DEBUG, error_code: None });
+        }
+    }
+
+    #[inline]
+    fn take_interrupted(&mut self) -> Option<Event> {
+        let word = core::mem::take(&mut self.vmcb.control.exit_int_info);
+        if word.get_bit(31) { event::decode(word) } else { None }
+    }
+
+    #[inline]
+    fn accepts_interrupt(&self) -> bool {
+        self.vmcb.save.rflags & RFLAGS_IF != 0 && !self.interrupt_shadow() && self.vmcb.control.event_injection == 0
+    }
+
+    #[inline]
+    fn accepts_nmi(&self) -> bool {
+        self.nmi == NmiState::Open && !self.interrupt_shadow() && self.vmcb.control.event_injection == 0
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.vmcb.control.event_injection = event::encode(event);
+        if event == Event::Nmi {
+            self.nmi = NmiState::Blocked;
+            self.vmcb.control.intercept3 |= intercept3::IRET;
+        }
+    }
+
+    #[inline]
+    fn injected(&self) -> Option<Event> {
+        event::decode(self.vmcb.control.event_injection)
+    }
+
+    fn watch_interrupt_window(&mut self, on: bool) {
+        let control = &mut self.vmcb.control;
+        if on {
+            control.intercept3 |= intercept3::VINTR;
+            control.virtual_interrupt = V_INTR_MASKING | V_IRQ | V_INTR_PRIO | V_IGN_TPR;
+        } else {
+            control.intercept3 &= !intercept3::VINTR;
+            control.virtual_interrupt = V_INTR_MASKING;
+        }
+    }
+
+    /// An NMI that is blocked is told of by the IRET's interception, which its injection has set; one held back by a
+    /// shadow is stepped to.
+    fn watch_nmi_window(&mut self, on: bool) {
+        if on && self.nmi == NmiState::Open {
+            self.step_over_iret();
+        }
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.control.tsc_offset = offset;
+    }
+
+    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool) {
+        self.msrs.pass(msr.0, read, write);
+    }
+
+    fn switched_msr(&self, msr: Msr) -> Option<u64> {
+        let save = &self.vmcb.save;
+        Some(match msr.0 {
+            IA32_SYSENTER_CS => save.sysenter_cs,
+            IA32_SYSENTER_ESP => save.sysenter_esp,
+            IA32_SYSENTER_EIP => save.sysenter_eip,
+            IA32_DEBUGCTL => save.debugctl,
+            IA32_PAT => save.pat,
+            STAR => save.star,
+            LSTAR => save.lstar,
+            CSTAR => save.cstar,
+            SFMASK => save.sfmask,
+            FS_BASE => save.fs.base,
+            GS_BASE => save.gs.base,
+            KERNEL_GS_BASE => save.kernel_gs_base,
+            TSC_AUX => instructions::tsc_aux(self.has_tsc_aux),
+            _ => return None,
+        })
+    }
+
+    fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool {
+        let save = &mut self.vmcb.save;
+        match msr.0 {
+            IA32_SYSENTER_CS => save.sysenter_cs = value,
+            IA32_SYSENTER_ESP => save.sysenter_esp = value,
+            IA32_SYSENTER_EIP => save.sysenter_eip = value,
+            IA32_DEBUGCTL => save.debugctl = value,
+            IA32_PAT => save.pat = value,
+            STAR => save.star = value,
+            LSTAR => save.lstar = value,
+            CSTAR => save.cstar = value,
+            SFMASK => save.sfmask = value,
+            FS_BASE => save.fs.base = value,
+            GS_BASE => save.gs.base = value,
+            KERNEL_GS_BASE => save.kernel_gs_base = value,
+            TSC_AUX => instructions::set_tsc_aux(self.has_tsc_aux, value),
+            _ => return false,
+        }
+        true
+    }
+
+    fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
+        self.ports.pass(ports);
+    }
+
+    fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
+        self.vmcb.save.tables()
+    }
+
+    fn flush_nested(&mut self) {
+        // TLB_CONTROL: 3 flushes this guest's translations, 1 all (APM Vol. 2 15.16.2).
+        self.vmcb.control.tlb_control = if self.capability.flush_by_asid { 3 } else { 1 };
+    }
+
+    fn fetched(&self) -> &[u8] {
+        let control = &self.vmcb.control;
+        let count = if self.capability.decode_assists { control.fetched_count & 15 } else { 0 };
+        &control.fetched[..count.into()]
+    }
+}
+
+impl VectorState for Svm {
+    fn ymm(&self, number: u8) -> [u64; 4] {
+        vector::ymm(number)
+    }
+    fn set_xmm(&mut self, number: u8, value: [u64; 2]) {
+        vector::set_xmm(number, value);
+    }
+    fn set_ymm(&mut self, number: u8, value: [u64; 4]) {
+        vector::set_ymm(number, value);
+    }
+    fn pkru(&self) -> Option<u32> {
+        vector::pkru()
+    }
+}

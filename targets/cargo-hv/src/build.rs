@@ -1,6 +1,7 @@
 //! Compiles images and test guests for bare metal.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use serde::Deserialize;
 
@@ -70,8 +71,18 @@ fn output(binary: &str) -> PathBuf {
     place::root().join("target/image/x86_64-libhv/release").join(binary)
 }
 
-/// Compiles `package` for bare metal. Cargo itself finds out that nothing has changed.
+/// Compiles `package` for bare metal, once in the life of the tool. Cargo itself finds out that nothing has changed.
 fn build(package: &str) -> Result<()> {
+    static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut built = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !built.iter().any(|name| name == package) {
+        compile(package)?;
+        built.push(package.to_owned());
+    }
+    Ok(())
+}
+
+fn compile(package: &str) -> Result<()> {
     let root = place::root();
     let toolchain =
         Toolchain::find().ok_or_else(|| Failure::new(BUILD, "no Rust toolchain with the source of core"))?;

@@ -18,10 +18,12 @@ mod place;
 mod qemu;
 mod run;
 mod say;
+mod scenarios;
 mod sources;
 mod status;
 mod supervise;
 mod terminal;
+mod test;
 mod toolchain;
 
 use std::process::ExitCode;
@@ -44,6 +46,10 @@ fn main() -> ExitCode {
         Verb::Doctor { install } => doctor::run(*install),
         Verb::Build { images } => build::run(images),
         Verb::Image(request) => image::run(request),
+        Verb::Test { pattern, on, list, verbose } => {
+            let selection = test::Selection { pattern: pattern.as_deref(), on: on.as_deref(), verbose: *verbose };
+            if *list { test::list(selection) } else { test::run(selection) }
+        }
         _ => Err(status::Failure::request("not there yet")),
     };
     ExitCode::from(status.unwrap_or_else(|failure| {

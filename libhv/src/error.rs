@@ -15,6 +15,8 @@ pub enum Requirement {
     Virtualization,
     /// IA32_FEATURE_CONTROL allows VMXON outside SMX (SDM Vol. 3C 24.7).
     VmxEnabledByFirmware,
+    /// CR4.VMXE is 0: nobody else has put the processor into VMX operation.
+    VmxNotInUse,
     /// VM_CR.SVMDIS is 0 (APM Vol. 2 15.4).
     SvmEnabledByFirmware,
     /// EPT or nested paging.
@@ -152,6 +154,7 @@ impl fmt::Display for Requirement {
             Self::VmxEnabledByFirmware => {
                 f.write_str("VMX outside SMX operation; firmware locked IA32_FEATURE_CONTROL (3AH) without bit 2")
             }
+            Self::VmxNotInUse => f.write_str("a processor outside VMX operation; CR4.VMXE is set already"),
             Self::SvmEnabledByFirmware => f.write_str("SVM; firmware set VM_CR.SVMDIS (C001_0114H bit 4)"),
             Self::NestedPaging => f.write_str("nested paging (EPT on VMX, NPT on SVM); the processor has none"),
             Self::UnrestrictedGuest => f.write_str("the \"unrestricted guest\" control; the processor lacks it"),

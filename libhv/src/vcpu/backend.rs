@@ -4,6 +4,7 @@ use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, Msr, RawExit};
 use crate::memory::GuestMemory;
 use crate::registers::{DescriptorTable, EntryState, GuestState, VectorState};
+use crate::time::Tsc;
 use core::ops::RangeInclusive;
 
 /// One virtual processor on one vendor's hardware, or in `sim`.
@@ -74,6 +75,23 @@ pub trait Backend: GuestState + VectorState {
 
     /// Has the next entry forget what the processor remembers of this guest's nested translations.
     fn flush_nested(&mut self);
+
+    /// Has the next entry forget what the processor remembers of the guest's own translations, as after a change of
+    /// CR0.PG or CR4.PGE.
+    fn flush_linear(&mut self) {
+        self.flush_nested();
+    }
+
+    /// Sets the page-directory-pointer-table entries that PAE paging keeps in the processor. They are legal. Nothing to
+    /// do where the processor reads them from memory when it needs them (APM Vol. 2 15.25.10).
+    fn set_pdptes(&mut self, _entries: [u64; 4]) {}
+
+    /// Has the backend's own timer cause [`Exit::TimerExpired`] at `deadline`, or at any moment before; `None` stops
+    /// it. Both moments are of the guest's clock. Returns false where the backend has no timer: the host's is used
+    /// then. The timer is set for one entry: it starts anew with the same count at the next.
+    fn arm_timer(&mut self, _now: Tsc, _deadline: Option<Tsc>) -> bool {
+        false
+    }
 
     /// Returns the instruction bytes the processor fetched for the last exit, where it reports them (SVM decode
     /// assists, APM Vol. 2 15.8.4); empty where not.

@@ -1,6 +1,7 @@
 //! A virtual processor: the one run loop, and the trait that a backend implements.
 
 mod backend;
+pub mod control;
 pub mod events;
 
 pub use backend::Backend;

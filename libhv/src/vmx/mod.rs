@@ -1,1 +1,131 @@
 //! The VMX backend (SDM Vol. 3C chapters 24 to 33).
+//!
+//! `capability` says what the processor has, `vmcs` is VMX operation as a value, `entry` goes into the guest and comes
+//! back, `decode` says what an exit means, `apply` carries out what was decided.
+
+mod apply;
+pub mod capability;
+mod decode;
+mod entry;
+pub mod ept;
+mod event;
+mod field;
+pub mod flags;
+mod guest_state;
+mod host_state;
+mod instructions;
+mod msr;
+mod setup;
+mod timer;
+mod vmcs;
+
+pub use capability::Capabilities;
+pub use ept::EptEntry;
+
+use crate::error::{Error, Requirement, Result};
+use crate::exit::{Event, RawExit};
+use crate::memory::permissions::{MsrPermissions, PortPermissions};
+use crate::registers::Gpr;
+use decode::ExitFields;
+use entry::Registers;
+use flags::ExitReason;
+use vmcs::Vmcs;
+
+/// A virtual processor on the processor that made it.
+///
+/// It takes six frames: the VMXON region, the VMCS, MSR and port permissions. Vector and x87 state, XCR0, CR2, DR0 to
+/// DR3, DR6, the SYSCALL MSRs, IA32_KERNEL_GS_BASE and IA32_TSC_AUX stay in the processor as the guest has them.
+#[derive(Debug)]
+pub struct Vmx {
+    registers: Registers,
+    vmcs: Vmcs,
+    /// What the next entry delivers.
+    injected: Option<Event>,
+    /// What the last exit interrupted.
+    interrupted: Option<Event>,
+    /// Bits of CR4 that the guest may change without leaving.
+    cr4_own: u64,
+    /// Bits of CR4 that are set while the guest runs, whatever it asks for.
+    cr4_host: u64,
+    timer_shift: Option<u32>,
+    tsc_aux: bool,
+    capabilities: Capabilities,
+    msrs: MsrPermissions,
+    ports: PortPermissions,
+}
+
+impl Vmx {
+    /// Judges this processor, and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the first thing that is missing; [`Requirement::Virtualization`] also where the
+    /// caller does not run at privilege level 0.
+    pub fn check() -> Result<Capabilities> {
+        let raw = instructions::read_capabilities().ok_or(Error::Unsupported(Requirement::Virtualization))?;
+        Capabilities::judge(raw).map_err(Error::Unsupported)
+    }
+
+    /// Returns what the processor can do, and which controls are used.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Lets the guest change these bits of CR4 without leaving: those that CPUID offers it. Bits that the processor
+    /// lacks, VMXE and MCE stay the host's. At first the guest owns none.
+    pub fn own_cr4(&mut self, bits: u64) {
+        self.cr4_own = bits & self.capabilities.cr4_supported() & !self.cr4_host & !guest_state::CR4_HOST;
+        self.vmcs.set_masks(!guest_state::CR0_OWN, !self.cr4_own);
+    }
+}
+
+impl ExitFields for Vmx {
+    #[inline]
+    fn qualification(&self) -> u64 {
+        self.vmcs.read(field::EXIT_QUALIFICATION)
+    }
+    #[inline]
+    fn interruption(&self) -> u32 {
+        self.vmcs.read(field::EXIT_INTERRUPTION)
+    }
+    #[inline]
+    fn error_code(&self) -> u32 {
+        self.vmcs.read(field::EXIT_ERROR_CODE)
+    }
+    #[inline]
+    fn guest_physical(&self) -> u64 {
+        self.vmcs.read(field::GUEST_PHYSICAL_ADDRESS)
+    }
+    #[inline]
+    fn guest_linear(&self) -> u64 {
+        self.vmcs.read(field::GUEST_LINEAR_ADDRESS)
+    }
+    #[inline]
+    fn rip(&self) -> u64 {
+        self.vmcs.read(field::GUEST_RIP)
+    }
+    #[inline]
+    fn register(&self, register: Gpr) -> u64 {
+        self.registers.general[register as usize]
+    }
+}
+
+/// Returns whether the last exit, which has this reason, can have interrupted the delivery of an event, or an IRET
+/// (SDM Vol. 3C 28.2.4): faults of the guest's own accesses, and what no room knows.
+#[inline]
+const fn can_interrupt_delivery(reason: u32) -> bool {
+    const REASONS: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
+        | 1 << ExitReason::EPT_VIOLATION.0
+        | 1 << ExitReason::EPT_MISCONFIGURATION.0;
+    reason < 64 && REASONS >> reason & 1 != 0
+}
+
+impl Vmx {
+    #[inline]
+    fn reason(&self) -> u32 {
+        self.vmcs.read(field::EXIT_REASON)
+    }
+
+    fn raw(&self) -> RawExit {
+        decode::raw(self.reason(), self)
+    }
+}

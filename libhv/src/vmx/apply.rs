@@ -1,0 +1,282 @@
+//! The backend's verbs: enter, and carry out what was decided.
+#![expect(unsafe_code, reason = "enters the guest")]
+
+use super::decode::{self, ExitFields};
+use super::event::{self, Injection};
+use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility};
+use super::vmcs::Window;
+use super::{Vmx, can_interrupt_delivery, entry, field, msr, timer};
+use crate::error::EntryFailure;
+use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::hw::vector;
+use crate::memory::GuestMemory;
+use crate::registers::{
+    CR0_PE, ControlRegister, DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF,
+    SegmentRegister, VectorState,
+};
+use crate::time::Tsc;
+use crate::vcpu::Backend;
+use core::ops::RangeInclusive;
+
+/// VM-instruction error 5: VMRESUME with a VMCS that has not been launched (SDM Vol. 3C 31.4).
+const NOT_LAUNCHED: u32 = 5;
+/// Pending debug exceptions, bit 14: a single step.
+const PENDING_SINGLE_STEP: u64 = 1 << 14;
+/// IA32_DEBUGCTL.BTF: single-step on branches.
+const DEBUGCTL_BTF: u64 = 1 << 1;
+/// #DB
+const DEBUG: u8 = 1;
+/// #DF, whose delivery unblocks nothing.
+const DOUBLE_FAULT: u32 = 8;
+
+impl VectorState for Vmx {
+    fn ymm(&self, number: u8) -> [u64; 4] {
+        vector::ymm(number)
+    }
+    fn set_xmm(&mut self, number: u8, value: [u64; 2]) {
+        vector::set_xmm(number, value);
+    }
+    fn set_ymm(&mut self, number: u8, value: [u64; 4]) {
+        vector::set_ymm(number, value);
+    }
+}
+
+impl Backend for Vmx {
+    fn load(&mut self, state: &EntryState) {
+        const DR7_AFTER_RESET: u64 = 0x400;
+        for (register, value) in Gpr::ALL.into_iter().zip(state.gprs) {
+            self.set_gpr(register, value);
+        }
+        self.set_rip(state.rip);
+        self.set_rflags(state.rflags);
+        self.set_control(ControlRegister::Cr0, state.cr0);
+        self.set_control(ControlRegister::Cr3, state.cr3);
+        self.set_control(ControlRegister::Cr4, state.cr4);
+        self.set_efer(state.efer);
+        for (register, segment) in SegmentRegister::ALL.into_iter().zip(state.segments) {
+            self.set_segment(register, segment);
+        }
+        self.set_tables(state.gdtr, state.idtr);
+        self.vmcs.write(field::GUEST_DR7, DR7_AFTER_RESET);
+        self.vmcs.write(field::GUEST_DEBUGCTL, 0);
+        self.vmcs.write(field::GUEST_PENDING_DEBUG, 0);
+        self.vmcs.write(field::GUEST_INTERRUPTIBILITY, 0);
+        self.vmcs.write(field::GUEST_ACTIVITY, 0);
+        self.vmcs.write(field::ENTRY_INTERRUPTION, 0);
+        self.injected = None;
+        self.interrupted = None;
+        self.vmcs.invalidate_linear();
+    }
+
+    #[inline]
+    fn enter(&mut self) -> Result<Exit, EntryFailure> {
+        self.injected = None;
+        self.interrupted = None;
+        // SAFETY: `self.vmcs` is the current VMCS, arranged and captured in `new`, whose caller vouched for tables and
+        // host; `self.registers` are its own.
+        if unsafe { entry::resume(&mut self.registers) }.is_err() {
+            self.launch()?;
+        }
+        let reason = self.reason();
+        if reason & ENTRY_FAILURE != 0 {
+            return Err(self.refused());
+        }
+        let exit = decode::decode(reason, self);
+        if can_interrupt_delivery(reason) {
+            self.keep_interrupted(reason, exit);
+        }
+        Ok(exit)
+    }
+
+    #[cold]
+    fn raw_exit(&self) -> RawExit {
+        self.raw()
+    }
+
+    #[inline]
+    fn advance(&mut self, _memory: &GuestMemory) {
+        let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
+        let next = self.vmcs.read(field::GUEST_RIP).wrapping_add(length.into());
+        let next = if (next as u32) < length { self.past_4_gib(next) } else { next };
+        self.advance_to(next);
+    }
+
+    #[inline]
+    fn advance_to(&mut self, next_rip: u64) {
+        self.vmcs.write(field::GUEST_RIP, next_rip);
+        let blocked = Interruptibility(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        if blocked.0 & Interruptibility::SHADOW.0 != 0 {
+            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, blocked.with(Interruptibility::SHADOW, false).0);
+        }
+        let rflags = self.rflags();
+        if rflags & (RFLAGS_TF | RFLAGS_RF) != 0 {
+            self.step(rflags);
+        }
+    }
+
+    #[inline]
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.interrupted.take()
+    }
+
+    #[inline]
+    fn accepts_interrupt(&self) -> bool {
+        self.injected.is_none()
+            && self.rflags() & RFLAGS_IF != 0
+            && self.vmcs.read(field::GUEST_INTERRUPTIBILITY) & Interruptibility::SHADOW.0 == 0
+    }
+
+    fn accepts_nmi(&self) -> bool {
+        let blocking = Interruptibility::SHADOW.union(Interruptibility::BLOCKING_BY_NMI);
+        self.injected.is_none() && self.vmcs.read(field::GUEST_INTERRUPTIBILITY) & blocking.0 == 0
+    }
+
+    fn inject(&mut self, event: Event) {
+        let protected = match event {
+            Event::Exception { .. } => self.vmcs.read(field::GUEST_CR0) & CR0_PE != 0,
+            _ => true,
+        };
+        let Injection { information, error_code, instruction_length } = event::encode(event, protected);
+        self.vmcs.write(field::ENTRY_INTERRUPTION, information);
+        if information & event::HAS_ERROR_CODE != 0 {
+            self.vmcs.write(field::ENTRY_ERROR_CODE, error_code);
+        }
+        if instruction_length != 0 {
+            self.vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, instruction_length);
+        }
+        self.injected = Some(event);
+    }
+
+    #[inline]
+    fn injected(&self) -> Option<Event> {
+        self.injected
+    }
+
+    #[inline]
+    fn watch_interrupt_window(&mut self, on: bool) {
+        self.vmcs.watch(Window::Interrupt, on);
+    }
+
+    #[inline]
+    fn watch_nmi_window(&mut self, on: bool) {
+        self.vmcs.watch(Window::Nmi, on);
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcs.write(field::TSC_OFFSET, offset);
+    }
+
+    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool) {
+        self.msrs.pass(msr.0, read, write);
+    }
+
+    fn switched_msr(&self, msr: Msr) -> Option<u64> {
+        msr::read(&self.vmcs, msr, self.tsc_aux)
+    }
+
+    fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool {
+        msr::write(&mut self.vmcs, msr, value, self.tsc_aux)
+    }
+
+    fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
+        self.ports.pass(ports);
+    }
+
+    fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
+        self.tables()
+    }
+
+    fn flush_nested(&mut self) {
+        self.vmcs.invalidate_nested();
+    }
+
+    fn flush_linear(&mut self) {
+        self.vmcs.invalidate_linear();
+    }
+
+    fn set_pdptes(&mut self, entries: [u64; 4]) {
+        for (index, entry) in (0..).zip(entries) {
+            self.vmcs.write(field::pdpte(index), entry);
+        }
+    }
+
+    #[inline]
+    fn arm_timer(&mut self, now: Tsc, deadline: Option<Tsc>) -> bool {
+        let Some(shift) = self.timer_shift else { return false };
+        if let Some(deadline) = deadline {
+            self.vmcs.write(field::PREEMPTION_TIMER, timer::count(now, deadline, shift));
+        }
+        self.vmcs.run_timer(deadline.is_some());
+        true
+    }
+}
+
+impl Vmx {
+    /// Enters for the first time, after VMRESUME has failed.
+    #[cold]
+    fn launch(&mut self) -> Result<(), EntryFailure> {
+        let failure = EntryFailure::VmInstruction(self.vmcs.read(field::INSTRUCTION_ERROR));
+        if failure != EntryFailure::VmInstruction(NOT_LAUNCHED) {
+            return Err(failure);
+        }
+        // SAFETY: as in `enter`.
+        unsafe { entry::launch(&mut self.registers) }
+            .map_err(|_| EntryFailure::VmInstruction(self.vmcs.read(field::INSTRUCTION_ERROR)))
+    }
+
+    #[cold]
+    fn refused(&self) -> EntryFailure {
+        EntryFailure::InvalidState(self.raw())
+    }
+
+    /// Outside 64-bit mode EIP has 32 bits.
+    #[cold]
+    fn past_4_gib(&self, next: u64) -> u64 {
+        if self.code_bits() == 64 { next } else { next & 0xFFFF_FFFF }
+    }
+
+    /// Ends an instruction that began with RFLAGS.TF or RFLAGS.RF set: RF is spent, TF raises #DB before the next.
+    #[cold]
+    fn step(&mut self, rflags: u64) {
+        self.set_rflags(rflags & !RFLAGS_RF);
+        if rflags & RFLAGS_TF != 0 && self.vmcs.read(field::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0 {
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG, pending | PENDING_SINGLE_STEP);
+        }
+    }
+
+    /// Keeps what a fault of the guest's interrupted: the delivery of an event, or an IRET that had unblocked NMIs
+    /// (SDM Vol. 3C 28.2.3, 28.2.4). A #DB's cause goes to DR6, where the processor leaves it to the host.
+    fn keep_interrupted(&mut self, reason: u32, exit: Exit) {
+        let information = self.vmcs.read(field::IDT_VECTORING);
+        self.interrupted = event::decode(Injection {
+            information,
+            error_code: self.vmcs.read(field::IDT_VECTORING_ERROR_CODE),
+            instruction_length: self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH),
+        });
+        let blocked = Interruptibility(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        if self.interrupted == Some(Event::Nmi) {
+            // The NMI blocks others once it has been delivered, which it will be again.
+            let blocked = blocked.with(Interruptibility::BLOCKING_BY_NMI, false);
+            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, blocked.0);
+        } else if self.interrupted.is_none() && self.unblocked_by_iret(reason) {
+            let blocked = blocked.with(Interruptibility::BLOCKING_BY_NMI, true);
+            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, blocked.0);
+        }
+        if let Exit::Exception { vector: DEBUG, .. } = exit {
+            let causes = self.qualification();
+            self.vmcs.add_to_dr6(causes);
+        }
+    }
+
+    fn unblocked_by_iret(&self, reason: u32) -> bool {
+        if reason == ExitReason::EXCEPTION_OR_NMI.0.into() {
+            let information = self.interruption();
+            let double_fault = information & 0xFF == DOUBLE_FAULT;
+            !event::is_nmi(information) && !double_fault && information & event::UNBLOCKED_BY_IRET != 0
+        } else {
+            reason == ExitReason::EPT_VIOLATION.0.into()
+                && self.qualification() & u64::from(event::UNBLOCKED_BY_IRET) != 0
+        }
+    }
+}

@@ -210,8 +210,7 @@ mod tests {
         #[test]
         fn port_accesses_decode_as_the_manual_lays_them_out(port: u16, size in 0usize..3, input: bool, string: bool, rest in 0u64..4) {
             let width = [Width::Byte, Width::Word, Width::Dword][size];
-            let qualification = width.bytes() as u64 - 1
-                | u64::from(input) << 3 | u64::from(string) << 4 | rest << 5 | u64::from(port) << 16;
+            let qualification = (width.bytes() as u64 - 1) | (u64::from(input) << 3) | u64::from(string) << 4 | rest << 5 | u64::from(port) << 16;
             let words = Words { qualification, ..Words::default() };
             prop_assert_eq!(decode(30, &words), Exit::PortIo(PortIo { port, width, input, string }));
         }

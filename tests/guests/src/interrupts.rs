@@ -158,11 +158,8 @@ pub unsafe fn load_idt(limit: u16) {
 
 /// Writes one interrupt gate: target, IST index and DPL.
 pub unsafe fn set_gate(vector: u8, target: u64, ist: u64, dpl: u64) {
-    let low = target & 0xffff
-        | u64::from(CODE64) << 16
-        | ist << 32
-        | (0x8e | dpl << 5) << 40
-        | (target >> 16 & 0xffff) << 48;
+    let low =
+        target & 0xffff | u64::from(CODE64) << 16 | ist << 32 | (0x8e | dpl << 5) << 40 | (target >> 16 & 0xffff) << 48;
     IDT[usize::from(vector)] = [low, target >> 32];
 }
 
@@ -211,7 +208,13 @@ unsafe extern "C" fn interrupt_dispatch(frame: &mut Frame) {
     } else if !(frame.vector < 32 && faults::caught(frame)) {
         say!(
             "libhv: fail unexpected vector {:#x}: error code {:#x}, rip {:#x}, cs {:#x}, rflags {:#x}, rsp {:#x}, cr2 {:#x}",
-            frame.vector, frame.error_code, frame.rip, frame.cs, frame.rflags, frame.rsp, cpu::read_cr2()
+            frame.vector,
+            frame.error_code,
+            frame.rip,
+            frame.cs,
+            frame.rflags,
+            frame.rsp,
+            cpu::read_cr2()
         );
         end::debug_exit(0x3e);
     }

@@ -27,6 +27,7 @@ pub fn same(what: &'static str, found: impl Into<u64>, wanted: impl Into<u64>) -
 /// Runs tests one by one and counts.
 pub struct Tests {
     only: Option<&'static str>,
+    group: &'static str,
     passed: u32,
     failed: u32,
 }
@@ -41,7 +42,12 @@ impl Tests {
     /// Starts with no results. `only=TEXT` on the command line leaves out every test whose name lacks TEXT.
     pub fn new() -> Self {
         let only = boot::command_line().split_ascii_whitespace().find_map(|word| word.strip_prefix("only="));
-        Self { only, passed: 0, failed: 0 }
+        Self { only, group: "", passed: 0, failed: 0 }
+    }
+
+    /// Puts `name` before the names of the tests that follow.
+    pub fn group(&mut self, name: &'static str) {
+        self.group = name;
     }
 
     /// Runs one test and prints its line.
@@ -49,35 +55,41 @@ impl Tests {
         if self.only.is_some_and(|part| !name.contains(part)) {
             return;
         }
+        let group = self.group;
         match test() {
             Ok(()) => {
                 self.passed += 1;
-                say!("libhv: pass {name}");
+                say!("libhv: pass {group}{name}");
             }
             Err(Failure { what, found: 0, wanted: 0 }) => {
                 self.failed += 1;
-                say!("libhv: fail {name}: {what}");
+                say!("libhv: fail {group}{name}: {what}");
             }
             Err(Failure { what, found, wanted }) => {
                 self.failed += 1;
-                say!("libhv: fail {name}: {what}: {found:#x}, wanted {wanted:#x}");
+                say!("libhv: fail {group}{name}: {what}: {found:#x}, wanted {wanted:#x}");
             }
         }
     }
 
     /// Says that a test does not apply here, and why.
     pub fn skip(&mut self, name: &str, why: &str) {
-        say!("libhv: skip {name}: {why}");
+        say!("libhv: skip {}{name}: {why}", self.group);
     }
 
-    /// Prints the sum and returns how many tests failed.
-    pub fn sum(&self) -> u32 {
-        say!("libhv: {} passed, {} failed", self.passed, self.failed);
+    /// Returns how many tests failed.
+    pub fn failed(&self) -> u32 {
         self.failed
     }
 
-    /// Prints the sum and ends the machine with the number of failed tests (at most 62) through the debug-exit port.
+    /// Prints how many passed and failed.
+    pub fn sum(&self) {
+        say!("libhv: {} passed, {} failed", self.passed, self.failed);
+    }
+
+    /// Prints the sum and ends the machine with the number of failed tests (at most 61) through the debug-exit port.
     pub unsafe fn finish(&self) -> ! {
-        end::debug_exit(self.sum().min(62))
+        self.sum();
+        end::debug_exit(self.failed.min(61))
     }
 }

@@ -160,6 +160,9 @@ unsafe extern "C" {
 unsafe extern "C" fn guest_enter() -> ! {
     crate::serial::initialize();
     crate::interrupts::initialize();
+    // The firmware's timer would come as a vector of an exception.
+    crate::pic::initialize();
+    crate::pic::set_mask(0xffff);
     guest_main()
 }
 

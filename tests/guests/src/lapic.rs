@@ -106,11 +106,14 @@ pub unsafe fn bit(register: u32, vector: u8) -> bool {
     read(register + u32::from(vector / 32) * 0x10) >> (vector % 32) & 1 != 0
 }
 
-/// Resets the local APIC to xAPIC mode by way of disabling it, and enables it by software with spurious vector FFH;
-/// every LVT entry is masked.
+/// Enables the local APIC by software with spurious vector FFH and every LVT entry masked. From x2APIC mode it gets to
+/// xAPIC mode through the disabled state, which not every processor leaves again (SDM Vol. 3A 12.4.3): so guests do what
+/// needs xAPIC mode first.
 pub unsafe fn enter_xapic() {
     let base = rdmsr(BASE_MSR) & !(ENABLE | EXTENDED);
-    wrmsr(BASE_MSR, base);
+    if is_x2apic() {
+        wrmsr(BASE_MSR, base);
+    }
     wrmsr(BASE_MSR, base | ENABLE);
     prepare();
     // Flat model, this processor at bit 0.
@@ -118,10 +121,9 @@ pub unsafe fn enter_xapic() {
     write(LDR, 1 << 24);
 }
 
-/// Does what [`enter_xapic`] does, and goes on to x2APIC mode.
+/// Enables the local APIC in x2APIC mode, with spurious vector FFH and every LVT entry masked.
 pub unsafe fn enter_x2apic() {
-    enter_xapic();
-    wrmsr(BASE_MSR, rdmsr(BASE_MSR) | EXTENDED);
+    wrmsr(BASE_MSR, rdmsr(BASE_MSR) | EXTENDED | ENABLE);
     prepare();
 }
 

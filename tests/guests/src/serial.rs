@@ -12,6 +12,15 @@ pub unsafe fn initialize() {
     }
 }
 
+/// Waits until everything printed has left the UART.
+pub unsafe fn drain() {
+    for _ in 0..1_000_000 {
+        if in8(COM1 + 5) & 0x40 != 0 {
+            break;
+        }
+    }
+}
+
 struct Com1;
 
 impl Write for Com1 {

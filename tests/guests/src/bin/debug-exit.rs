@@ -6,7 +6,7 @@ use guests::{boot, end, main, say};
 
 unsafe fn run() -> ! {
     let value = boot::number("value").unwrap_or(0);
-    say!("debug-exit: {value}");
+    say!("debug-exit: {value}, command line {:?}", boot::command_line());
     end::debug_exit(value as u32)
 }
 

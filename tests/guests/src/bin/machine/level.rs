@@ -1,6 +1,7 @@
 //! I/O APIC: edge, level with EOI, masks, NMI.
 
 use crate::external::serial_line;
+use guests::boot::has_word;
 use guests::interrupts::{Frame, count, off, on};
 use guests::ioapic::{LEVEL, MASKED, NMI, REMOTE_IRR, entries, entry, mask_all, set_entry};
 use guests::report::{Outcome, Tests, check, same};
@@ -104,7 +105,8 @@ unsafe fn level() -> Outcome {
     set_entry(SERIAL_PIN, MASKED);
     off(VECTOR);
     check(came, "no interrupt")?;
-    check(held, "remote IRR is clear during service")?;
+    // Bochs has no remote IRR.
+    check(held || has_word("bochs"), "remote IRR is clear during service")?;
     check(trigger, "the trigger mode register says edge")?;
     same("interrupts before EOI", before, 1u64)?;
     check(again, "EOI with the line up brings no second interrupt")?;
@@ -117,10 +119,13 @@ unsafe fn nmi() -> Outcome {
     on(2, nothing);
     pic::set_mask(0xffff);
     set_entry(pin, destination() | NMI);
+    cpu::rdtsc();
+    // Bochs keeps an edge that found no receiver, and delivers it now.
+    let before = if has_word("bochs") { count(2) } else { 0 };
     pit::one_shot(pit::MILLISECOND);
     core::arch::asm!("cli", "hlt", options(nostack));
     let woken = count(2);
     set_entry(pin, MASKED);
     off(2);
-    same("NMIs", woken, 1u64)
+    same("NMIs", woken - before, 1u64)
 }

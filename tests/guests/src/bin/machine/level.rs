@@ -16,7 +16,10 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("ioapic-registers", registers);
     tests.run("ioapic-edge", edge);
     tests.run("ioapic-masked-line-stays-quiet", masked);
-    tests.run("ioapic-level-waits-for-eoi", level);
+    // Bochs has no remote IRR and no second interrupt after EOI.
+    if !has_word("bochs") {
+        tests.run("ioapic-level-waits-for-eoi", level);
+    }
     tests.run("ioapic-logical-destination", logical);
     tests.run("ioapic-nmi-wakes-hlt", nmi);
     serial_line(false);
@@ -105,8 +108,7 @@ unsafe fn level() -> Outcome {
     set_entry(SERIAL_PIN, MASKED);
     off(VECTOR);
     check(came, "no interrupt")?;
-    // Bochs has no remote IRR.
-    check(held || has_word("bochs"), "remote IRR is clear during service")?;
+    check(held, "remote IRR is clear during service")?;
     check(trigger, "the trigger mode register says edge")?;
     same("interrupts before EOI", before, 1u64)?;
     check(again, "EOI with the line up brings no second interrupt")?;

@@ -1,13 +1,14 @@
 //! Compiles images and test guests for bare metal.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use serde::Deserialize;
 
 use crate::install::{self, Need};
 use crate::say::say;
-use crate::status::{BUILD, DONE, Failure, Result};
+use crate::status::{BUILD, DONE, Doing, Failure, Result};
 use crate::toolchain::Toolchain;
 use crate::{command, place};
 
@@ -76,23 +77,36 @@ fn build(package: &str) -> Result<()> {
     static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let mut built = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if !built.iter().any(|name| name == package) {
-        compile(package)?;
+        command::output(compiler(package)?.arg("--quiet"), BUILD)?;
         built.push(package.to_owned());
     }
     Ok(())
 }
 
-fn compile(package: &str) -> Result<()> {
+/// Everything that is built for bare metal: the images, and the test guests where there are any.
+pub(crate) fn packages_for_bare_metal() -> Vec<String> {
+    let guests = place::root().join("tests").join(GUESTS).join("Cargo.toml").is_file();
+    images().into_iter().chain(guests.then(|| GUESTS.to_owned())).collect()
+}
+
+/// What the compiler says about `package`; cargo repeats it when nothing has changed.
+pub(crate) fn said(package: &str) -> Result<String> {
+    let output = compiler(package)?.stdin(Stdio::null()).output().doing("starting cargo")?;
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The cargo that compiles `package` for bare metal.
+fn compiler(package: &str) -> Result<Command> {
     let root = place::root();
     let toolchain =
         Toolchain::find().ok_or_else(|| Failure::new(BUILD, "no Rust toolchain with the source of core"))?;
     let mut cargo = toolchain.cargo();
-    cargo.current_dir(&root).args(["build", "--quiet", "--release", "--package", package]);
+    cargo.current_dir(&root).args(["build", "--release", "--package", package]);
     cargo.arg("--target").arg(root.join(TARGET)).arg("--target-dir").arg(root.join("target/image"));
     cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
     if toolchain.has_target_spec_option() {
         cargo.arg("-Zjson-target-spec");
     }
     say(format_args!("building {package} for bare metal with {}", toolchain.version()?));
-    command::output(&mut cargo, BUILD).map(drop)
+    Ok(cargo)
 }

@@ -4,6 +4,7 @@ mod apt;
 mod bochs;
 mod bochs_build;
 mod build;
+mod check;
 mod cli;
 mod command;
 mod cpio;
@@ -16,8 +17,10 @@ mod machine;
 mod payload;
 mod place;
 mod qemu;
+mod readme;
 mod run;
 mod say;
+mod scan;
 mod scenarios;
 mod sources;
 mod status;
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
         Verb::Test { pattern, on, list, verbose } => {
             let selection = test::Selection { pattern: pattern.as_deref(), on: on.as_deref(), verbose: *verbose };
             if *list { test::list(selection) } else { test::run(selection) }
+        }
+        Verb::Check { name, write } => {
+            check::run(name.as_deref(), if *write { check::Mode::Write } else { check::Mode::Compare })
         }
         _ => Err(status::Failure::request("not there yet")),
     };

@@ -34,6 +34,8 @@ pub enum Requirement {
     InvariantTsc,
     /// A local APIC.
     LocalApic,
+    /// The execute-disable bit of page-table entries (CPUID 8000_0001H:EDX[20]).
+    ExecuteDisable,
 }
 
 /// Why a VM entry failed.
@@ -163,6 +165,7 @@ impl fmt::Display for Requirement {
             }
             Self::InvariantTsc => f.write_str("an invariant time-stamp counter; the processor has none"),
             Self::LocalApic => f.write_str("a local APIC; CPUID reports none"),
+            Self::ExecuteDisable => f.write_str("the execute-disable bit; CPUID reports none"),
         }
     }
 }

@@ -1,12 +1,7 @@
 //! The image's headers for boot loaders, and the way from their 32-bit protected mode to Rust in 64-bit mode.
 #![expect(unsafe_code, reason = "the entry point is assembly")]
 
-/// EAX at a Multiboot 1 entry (Multiboot 0.6.96, 3.2).
-pub(super) const MULTIBOOT1: u32 = 0x2BAD_B002;
-/// EAX at a Multiboot 2 entry (Multiboot 2.0, 3.3).
-pub(super) const MULTIBOOT2: u32 = 0x36D7_6289;
-/// What `libhv_pvh_entry` puts in its place; it is the magic number of `hvm_start_info`.
-pub(super) const PVH: u32 = 0x336E_C578;
+use super::info::PVH;
 
 // What a loader finds, and what it enters. All three enter in 32-bit protected mode with flat segments, paging off,
 // interrupts off, EBX = the physical address of their information:

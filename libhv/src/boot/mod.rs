@@ -2,6 +2,10 @@
 
 #[cfg(target_os = "none")]
 mod entry;
+pub mod info;
+mod multiboot;
+pub mod physical;
+mod pvh;
 #[cfg(target_os = "none")]
 #[doc(hidden)]
 pub mod start;

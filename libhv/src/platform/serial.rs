@@ -1,6 +1,7 @@
 //! Serial lines: COM1 is the guest's console, COM2 the log; where there is no COM2, the log goes to COM1 too.
 #![expect(unsafe_code, reason = "reads and writes the ports of 16550 UARTs")]
 
+use super::input;
 use crate::hw::Console;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU16, Ordering};
@@ -50,7 +51,6 @@ impl Line {
     }
 
     /// Has the UART ask for an interrupt when a byte has been received.
-    #[cfg(target_os = "none")]
     pub(crate) fn interrupt_on_receive(self) {
         self.write(1, 1);
     }
@@ -85,13 +85,12 @@ impl Write for Line {
     }
 }
 
-/// The serial line of the guest: COM1.
-#[derive(Debug)]
+/// The serial line of the guest: COM1. Bytes typed wait in a queue that its interrupt fills.
+#[derive(Clone, Copy, Debug)]
 pub struct Com1(());
 
 impl Com1 {
-    /// Makes the console; there is one on a machine.
-    #[cfg(target_os = "none")]
+    /// Makes the console.
     pub(crate) fn new() -> Self {
         Self(())
     }
@@ -100,7 +99,7 @@ impl Com1 {
 impl Console for Com1 {
     #[inline]
     fn read(&mut self) -> Option<u8> {
-        Line::COM1.receive()
+        input::next()
     }
     #[inline]
     fn write(&mut self, byte: u8) {

@@ -261,8 +261,8 @@ pub(crate) fn guest(bytes: u64) -> Result<GuestMemory> {
         let base = NonNull::new((start + piece.guest) as *mut u8).ok_or(too_large)?;
         // SAFETY: the piece was taken out of the free memory and mapped writable there for ever, both just now, and no
         // reference to it is made.
-        let window = unsafe { Window::new(base, piece.host.bytes() as usize) };
-        guest.add(Gpa::new(piece.guest), PhysAddr::new(piece.host.start), window)?;
+        let window = unsafe { Window::new(base, piece.host.bytes() as usize, PhysAddr::new(piece.host.start)) };
+        guest.add(Gpa::new(piece.guest), window)?;
     }
     Ok(guest)
 }

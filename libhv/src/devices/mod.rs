@@ -1,10 +1,16 @@
 //! The devices a guest sees: one chipset, and room for the appliance's own.
 
+pub mod bus;
+pub mod chipset;
 mod clock;
 pub mod debug_exit;
+pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
 pub mod pic;
 pub mod pit;
 pub mod pm;
 pub mod uart;
+
+pub use chipset::{Chipset, Configuration};
+pub use lapic::Startup;

@@ -87,6 +87,12 @@ impl<C: Console> Uart<C> {
         self.line
     }
 
+    /// Returns whether an access may have moved the interrupt line.
+    #[inline]
+    pub const fn drives(&self) -> bool {
+        self.ier != 0 || self.line || self.fell
+    }
+
     /// Returns whether the line has been low since this was last asked, however shortly: then a high line is an edge.
     #[inline]
     pub fn take_fall(&mut self) -> bool {

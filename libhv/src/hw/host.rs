@@ -2,6 +2,7 @@
 //! embedding kernel and `sim` implement it.
 
 use crate::time::{Frequency, Tsc};
+use alloc::boxed::Box;
 
 /// The logical processor that runs a virtual processor, with interrupts off (RFLAGS.IF = 0) between exit and entry.
 pub trait Host {
@@ -37,4 +38,14 @@ impl Console for () {
         None
     }
     fn write(&mut self, _byte: u8) {}
+}
+
+impl<T: Console + ?Sized> Console for Box<T> {
+    fn read(&mut self) -> Option<u8> {
+        (**self).read()
+    }
+    #[inline]
+    fn write(&mut self, byte: u8) {
+        (**self).write(byte);
+    }
 }

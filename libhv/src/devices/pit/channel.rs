@@ -47,10 +47,11 @@ pub(super) struct Channel {
 }
 
 impl Channel {
+    /// Makes a channel in mode 3 that waits for its count, with the output high.
     pub(super) const fn new(gate: bool) -> Self {
         Self {
-            mode: Mode::TerminalCount,
-            control: 0x30,
+            mode: Mode::SquareWave,
+            control: 0x36,
             gate,
             count: None,
             run: None,
@@ -276,9 +277,7 @@ impl Channel {
             Mode::SoftwareStrobe | Mode::HardwareStrobe => run.count + 1,
             // With a count of 1, which the data sheet forbids, the output never changes.
             Mode::RateGenerator | Mode::SquareWave if run.count == 1 => return None,
-            Mode::RateGenerator | Mode::SquareWave => {
-                elapsed.saturating_add(run.count - Self::phase(run, elapsed))
-            }
+            Mode::RateGenerator | Mode::SquareWave => elapsed.saturating_add(run.count - Self::phase(run, elapsed)),
         };
         Some(run.since.saturating_add(rise)).filter(|&pulse| pulse > after)
     }

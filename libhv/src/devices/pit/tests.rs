@@ -125,6 +125,7 @@ proptest! {
         let mut channel = Channel::new(false);
         let mut naive = Naive::default();
         let mut decimal = false;
+        channel.control(0x30, 0);
         naive.control(0, false);
         let mut now = 0;
         for (step, pulses) in steps {

@@ -1,6 +1,7 @@
 //! `cargo hv`: the one tool of libhv.
 
 mod apt;
+mod bench;
 mod bochs;
 mod bochs_build;
 mod build;
@@ -8,6 +9,7 @@ mod check;
 mod cli;
 mod command;
 mod cpio;
+mod debug;
 mod doctor;
 mod first_process;
 mod guests;
@@ -56,7 +58,8 @@ fn main() -> ExitCode {
         Verb::Check { name, write } => {
             check::run(name.as_deref(), if *write { check::Mode::Write } else { check::Mode::Compare })
         }
-        _ => Err(status::Failure::request("not there yet")),
+        Verb::Bench { name, on, json } => bench::run(name.as_deref(), on.as_deref(), *json),
+        Verb::Debug { run, no_gdb } => debug::run(run, *no_gdb),
     };
     ExitCode::from(status.unwrap_or_else(|failure| {
         say::say(&failure);

@@ -34,8 +34,8 @@ pub(crate) fn run(request: &cli::Run, no_gdb: bool) -> Result<u8> {
     }
     install::ensure(&[Need::Debug])?;
     let (com1, com2) = (folder.join("com1"), folder.join("com2"));
-    // In a session of its own Ctrl-C reaches gdb alone, and the machine goes when gdb goes.
-    let mut words: Vec<_> = ["setpriv", "--pdeathsig", "KILL", "--", "setsid", qemu::PROGRAM].map(str::to_owned).to_vec();
+    // In a session of its own, so that Ctrl-C reaches gdb alone.
+    let mut words = vec!["setsid".to_owned(), qemu::PROGRAM.to_owned()];
     words.extend(qemu::arguments(&job, Com1::File(&com1), &com2));
     words.extend(["-S", "-gdb", "stdio"].map(str::to_owned));
     let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
@@ -43,7 +43,9 @@ pub(crate) fn run(request: &cli::Run, no_gdb: bool) -> Result<u8> {
     let gdb = command::find("gdb").ok_or_else(|| Failure::new(MISSING, "gdb is missing"))?;
     let error = Command::new(gdb)
         .arg(&symbols)
-        .args(["-iex", "set debuginfod enabled off", "-ex"])
+        .args(["-iex", "set debuginfod enabled off"])
+        // gdb then holds the machine for one that it has started, and ends it when it ends itself.
+        .args(["-iex", "set remote query-attached-packet off", "-ex"])
         .arg(format!("target remote | exec {}", words.join(" ")))
         .exec();
     Err(Failure::new(MISSING, format!("gdb could not be started: {error}")))

@@ -1,6 +1,7 @@
 //! `cargo hv doctor`: what is there, what is missing, and what each is for.
 
 use crate::install::{self, Need, PREREQUISITES};
+use crate::machine::{self, Machine};
 use crate::status::{DONE, MISSING, Result};
 use crate::toolchain::Toolchain;
 use crate::{bochs_build, guests};
@@ -28,6 +29,12 @@ pub(crate) fn run(install: bool) -> Result<u8> {
         line(guests::has_kernel(kernel), &format!("Debian's kernel {kernel}"), "a guest");
     }
     line(guests::has_busybox(), "busybox, for a guest", "the initial file system of Linux guests");
+    for name in machine::names() {
+        let machine = Machine::named(&name)?;
+        let lacking = machine.requires.filter(|path| !path.exists());
+        let lacking = lacking.map_or(String::new(), |path| format!(" (not here: there is no {})", path.display()));
+        println!("the machine {name}: {}{lacking}", machine.about);
+    }
     if let Some(toolchain) = Toolchain::find() {
         println!("images are built by {} with {}", toolchain.cargo.display(), toolchain.version()?);
     }

@@ -2,6 +2,7 @@
 
 mod backend;
 pub mod control;
+pub mod cpuid;
 pub mod events;
 
 pub use backend::Backend;

@@ -4,5 +4,8 @@ mod backend;
 pub mod control;
 pub mod cpuid;
 pub mod events;
+pub mod msr;
+pub mod mtrr;
+pub mod xsetbv;
 
 pub use backend::Backend;

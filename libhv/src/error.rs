@@ -1,6 +1,7 @@
 //! Why the host could not do its part. What a guest does wrong is never an [`Error`]: it is a
 //! [`Resolution`](crate::exit::Resolution).
 
+use crate::devices::Conflict;
 use crate::exit::RawExit;
 use core::fmt;
 
@@ -114,6 +115,14 @@ pub enum Error {
         /// Bytes allowed.
         allowed: usize,
     },
+    /// A device of the appliance's own claims what is taken.
+    Device(Conflict),
+}
+
+impl From<Conflict> for Error {
+    fn from(conflict: Conflict) -> Self {
+        Self::Device(conflict)
+    }
 }
 
 impl From<ImageError> for Error {
@@ -142,6 +151,7 @@ impl Error {
             Self::BootInformation(_) => 44,
             Self::BadRegion(_) => 46,
             Self::CommandLineTooLong { .. } => 48,
+            Self::Device(_) => 50,
         }
     }
 }
@@ -220,6 +230,7 @@ impl fmt::Display for Error {
             Self::CommandLineTooLong { given, allowed } => {
                 write!(f, "the command line has {given} bytes, and the image takes {allowed}")
             }
+            Self::Device(conflict) => write!(f, "a device cannot be added: {conflict}"),
         }
     }
 }

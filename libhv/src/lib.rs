@@ -15,6 +15,8 @@ pub mod error;
 pub mod exit;
 pub mod guest;
 pub mod hw;
+#[cfg(feature = "appliance")]
+pub mod hypervisor;
 pub mod loader;
 pub mod memory;
 pub mod registers;
@@ -31,3 +33,16 @@ pub mod boot;
 pub mod platform;
 
 pub use error::{Error, Result};
+
+/// What an appliance's `main.rs` needs.
+#[cfg(feature = "appliance")]
+pub mod prelude {
+    pub use crate::error::{Error, Result};
+    pub use crate::exit::{Event, Exit, Resolution, StopReason};
+    pub use crate::guest::{Guest, MIB};
+    pub use crate::hypervisor::Hypervisor;
+    pub use crate::loader::Kind;
+    pub use crate::platform::Machine;
+    pub use crate::registers::{Gpr, GuestState};
+    pub use crate::vcpu::Appliance;
+}

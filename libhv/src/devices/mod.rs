@@ -12,5 +12,6 @@ pub mod pit;
 pub mod pm;
 pub mod uart;
 
+pub use bus::{Conflict, Device};
 pub use chipset::{Chipset, Configuration};
 pub use lapic::Startup;

@@ -1,6 +1,7 @@
 //! One guest instruction in software: decode, operands, execute.
 
 mod cache;
+mod control;
 mod decode;
 mod execute;
 mod flags;
@@ -21,6 +22,7 @@ use crate::registers::{GuestState, VectorState};
 use cache::Cache;
 use machine::{Machine, Stop};
 
+pub use control::control_access;
 pub use length::{Opcode, instruction_length};
 pub use segment::{Reference, linear_address};
 pub use translate::{Access, Paging, PagingFeatures, WalkError};

@@ -37,3 +37,29 @@ pub fn read_tsc() -> Tsc {
     // SAFETY: RDTSC has no effect on memory; where CR4.TSD forbids it, it faults at privilege levels above 0 alone.
     Tsc(unsafe { core::arch::x86_64::_rdtsc() })
 }
+
+/// Returns XCR0. The processor has CR4.OSXSAVE set; without, this is a panic by #UD.
+#[inline]
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: XGETBV changes nothing but its two result registers.
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Sets XCR0. A value that the processor refuses is a panic by #GP, and so is privilege level 3.
+#[inline]
+pub fn set_xcr0(value: u64) {
+    // SAFETY: the host is soft-float: no state that XCR0 governs is the host's.
+    unsafe {
+        core::arch::asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// Returns whether CR4.OSXSAVE is set, without which XGETBV and XSETBV are undefined.
+#[inline]
+pub fn has_xcr0() -> bool {
+    raw_cpuid::CpuId::new().get_feature_info().is_some_and(|features| features.has_oxsave())
+}

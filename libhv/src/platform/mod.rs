@@ -29,6 +29,7 @@ pub mod serial;
 mod share;
 #[cfg(target_os = "none")]
 pub(crate) mod vectors;
+mod virtualize;
 
 pub use machine::{Machine, Module};
 pub use memory::HostFrames;

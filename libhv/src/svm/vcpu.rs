@@ -11,12 +11,12 @@ use super::vmcb::*;
 use crate::emulate::{Opcode, instruction_length};
 use crate::error::{EntryFailure, Error, Result};
 use crate::exit::{Event, Exit, Msr, RawExit};
-use crate::hw::vector;
+use crate::hw::{bare, vector};
 use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions, svm_layout};
 use crate::memory::{FrameSource, Frames, GuestMemory};
 use crate::registers::{DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_TF, VectorState};
-use crate::vcpu::Backend;
+use crate::vcpu::{Backend, Offers};
 use bit_field::BitField;
 use core::marker::PhantomData;
 use core::ops::RangeInclusive;
@@ -83,7 +83,12 @@ impl Svm {
     /// # Errors
     /// [`Error::Unsupported`] when the processor or its firmware has no SVM or no nested paging;
     /// [`Error::OutOfMemory`] when frames run out.
-    pub fn new(frames: &mut impl FrameSource, nested: NestedTables<NptEntry>, asid: u32) -> Result<Self> {
+    ///
+    /// # Safety
+    /// While the value lives, nobody else uses SVM on this processor, and the host does not rely on registers that no
+    /// world switch saves: vector and x87 state, XCR0, DR0 to DR3, IA32_TSC_AUX. Interrupts are off from every exit to
+    /// the next entry.
+    pub unsafe fn new(frames: &mut impl FrameSource, nested: NestedTables<NptEntry>, asid: u32) -> Result<Self> {
         let root = nested.root();
         let capability = Capability::of_this_processor()?;
         let mut take = |count| frames.allocate(count).ok_or(Error::OutOfMemory("the SVM control structures"));
@@ -195,6 +200,7 @@ impl Svm {
             code::RDPMC => Opcode::Rdpmc,
             code::MONITOR => Opcode::Monitor,
             code::MWAIT | code::MWAIT_ARMED => Opcode::Mwait,
+            code::CR_READ..code::DR_READ => Opcode::MovControl,
             _ => return None,
         };
         let length = instruction_length(self, memory, opcode)?;
@@ -401,6 +407,18 @@ impl Backend for Svm {
     fn flush_nested(&mut self) {
         // TLB_CONTROL: 3 flushes this guest's translations, 1 all (APM Vol. 2 15.16.2).
         self.vmcb.control.tlb_control = if self.capability.flush_by_asid { 3 } else { 1 };
+    }
+
+    fn offers(&self) -> Offers {
+        Offers { rdtscp: self.has_tsc_aux, invpcid: true, xsaves: true }
+    }
+
+    fn xcr0(&self) -> u64 {
+        bare::xcr0()
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        bare::set_xcr0(value);
     }
 
     fn fetched(&self) -> &[u8] {

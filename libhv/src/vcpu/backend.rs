@@ -7,6 +7,17 @@ use crate::registers::{DescriptorTable, EntryState, GuestState, VectorState};
 use crate::time::Tsc;
 use core::ops::RangeInclusive;
 
+/// Instructions that a backend lets work in the guest, where the host has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offers {
+    /// RDTSCP and RDPID, with IA32_TSC_AUX the guest's own.
+    pub rdtscp: bool,
+    /// INVPCID
+    pub invpcid: bool,
+    /// XSAVES and XRSTORS
+    pub xsaves: bool,
+}
+
 /// One virtual processor on one vendor's hardware, or in `sim`.
 ///
 /// Everything starts closed: every MSR and port is intercepted. All methods are called with the guest not running.
@@ -92,6 +103,19 @@ pub trait Backend: GuestState + VectorState {
     fn arm_timer(&mut self, _now: Tsc, _deadline: Option<Tsc>) -> bool {
         false
     }
+
+    /// Returns what the guest can be offered on this backend beside what the host's CPUID says.
+    fn offers(&self) -> Offers;
+
+    /// Lets the guest change these bits of CR4 without leaving, where the backend can tell bits apart: those that CPUID
+    /// offers it.
+    fn own_cr4(&mut self, _bits: u64) {}
+
+    /// Returns XCR0, which stays in the processor as the guest has it.
+    fn xcr0(&self) -> u64;
+
+    /// Sets XCR0. The value is legal: see [`xsetbv::check`](super::xsetbv::check).
+    fn set_xcr0(&mut self, value: u64);
 
     /// Returns the instruction bytes the processor fetched for the last exit, where it reports them (SVM decode
     /// assists, APM Vol. 2 15.8.4); empty where not.

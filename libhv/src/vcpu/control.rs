@@ -2,12 +2,13 @@
 //! (SDM Vol. 2B "MOV—Move to/from Control Registers", Vol. 3A 2.5, 4.1).
 
 use super::Backend;
+use super::cpuid::{CpuidTable, Feature};
 use crate::address::Gpa;
 use crate::exit::{ControlAccess, Event, Resolution, Width};
 use crate::memory::GuestMemory;
 use crate::registers::{
-    CR0_ET, CR0_PE, CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, ControlRegister, EFER_LMA,
-    EFER_LME, Gpr, GuestState, SegmentRegister,
+    CR0_ET, CR0_PE, CR0_PG, CR0_WP, CR4_LA57, CR4_OSXSAVE, CR4_PAE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP,
+    ControlRegister, EFER_LMA, EFER_LME, Gpr, GuestState, SegmentRegister,
 };
 use bit_field::BitField;
 
@@ -49,6 +50,32 @@ pub struct ControlRules {
 }
 
 impl ControlRules {
+    /// Returns the rules that go with what CPUID shows the guest (SDM Vol. 3A 2.5, the bits of CR4).
+    pub fn of(cpuid: &CpuidTable) -> Self {
+        let bits = [
+            (Feature::VME, 0b11),
+            (Feature::TSC, 1 << 2),
+            (Feature::DE, 1 << 3),
+            (Feature::PSE, CR4_PSE),
+            (Feature::PAE, CR4_PAE),
+            (Feature::MCE, 1 << 6),
+            (Feature::PGE, CR4_PGE),
+            // CR4.PCE concerns RDPMC, which leaves the guest.
+            (Feature::MSR, 1 << 8),
+            (Feature::FXSR, 1 << 9),
+            (Feature::SSE, 1 << 10),
+            (Feature::UMIP, 1 << 11),
+            (Feature::FSGSBASE, 1 << 16),
+            (Feature::PCID, CR4_PCIDE),
+            (Feature::XSAVE, CR4_OSXSAVE),
+            (Feature::SMEP, CR4_SMEP),
+            (Feature::SMAP, CR4_SMAP),
+            (Feature::PKU, CR4_PKE),
+        ];
+        let offered = bits.into_iter().filter(|&(feature, _)| cpuid.offers(feature));
+        Self { cr4: offered.fold(0, |all, (_, bit)| all | bit), physical_bits: cpuid.physical_address_bits() as u8 }
+    }
+
     /// Returns the bits of a 64-bit word above the physical addresses.
     fn above_addresses(&self) -> u64 {
         u64::MAX.checked_shl(self.physical_bits.into()).unwrap_or(0)

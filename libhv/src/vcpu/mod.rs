@@ -1,11 +1,136 @@
-//! A virtual processor: the one run loop, and the trait that a backend implements.
+//! A virtual processor: the one run loop, the order in which rooms are asked, and the trait that a backend implements.
 
 mod backend;
 pub mod control;
 pub mod cpuid;
 pub mod events;
-pub mod msr;
-pub mod mtrr;
+mod own;
+mod resolve;
+mod run;
 pub mod xsetbv;
 
-pub use backend::Backend;
+pub use backend::{Backend, Offers};
+pub use own::UNKNOWN_HYPERCALL;
+
+use crate::devices::Chipset;
+use crate::emulate::{Emulator, PagingFeatures};
+use crate::exit::{Event, Exit, Resolution};
+use crate::memory::GuestMemory;
+use crate::registers::{EntryState, GuestState};
+use crate::time::Tsc;
+use crate::trace::Trace;
+use control::ControlRules;
+use cpuid::{CpuidSource, CpuidTable, Feature, Settings};
+
+/// The appliance's own voice: asked about every exit before the devices and the library's own answers.
+///
+/// ```
+/// use libhv::exit::{Exit, Resolution};
+/// use libhv::registers::{Gpr, GuestState};
+/// use libhv::vcpu::Appliance;
+///
+/// /// Answers every hypercall with 42.
+/// struct Answer;
+/// impl Appliance for Answer {
+///     fn on_exit(&mut self, exit: &Exit, guest: &mut impl GuestState) -> Resolution {
+///         if !matches!(exit, Exit::Hypercall) {
+///             return Resolution::NotMine;
+///         }
+///         guest.set_gpr(Gpr::Rax, 42);
+///         Resolution::Complete
+///     }
+/// }
+/// ```
+pub trait Appliance {
+    /// Decides about an exit, or leaves it to the library.
+    #[inline]
+    fn on_exit(&mut self, exit: &Exit, guest: &mut impl GuestState) -> Resolution {
+        let _ = (exit, guest);
+        Resolution::NotMine
+    }
+}
+
+/// No wishes of its own.
+impl Appliance for () {}
+
+/// What a virtual processor shares with the rest of its guest, and the host it runs on.
+#[derive(Debug)]
+pub struct World<'a, H> {
+    /// The guest's devices.
+    pub chipset: &'a mut Chipset,
+    /// The guest's memory.
+    pub memory: &'a mut GuestMemory,
+    /// The logical processor.
+    pub host: &'a mut H,
+}
+
+/// One virtual processor on a backend.
+#[derive(Debug)]
+pub struct Vcpu<B, A = ()> {
+    backend: B,
+    appliance: A,
+    index: usize,
+    cpuid: CpuidTable,
+    control_rules: ControlRules,
+    emulator: Emulator,
+    trace: Trace,
+    /// An event whose delivery was interrupted, and that something more urgent overtook.
+    deferred: Option<Event>,
+    /// Something may be waiting to be injected.
+    attention: bool,
+    watches_interrupts: bool,
+    watches_nmi: bool,
+    /// What the timer is set to.
+    armed: Option<Tsc>,
+}
+
+impl<B: Backend, A: Appliance> Vcpu<B, A> {
+    /// Makes virtual processor `index` of a guest that has `processors`, on a host whose time-stamp counter runs at
+    /// `frequency`, with the registers of `entry`. What the guest sees of its processor is computed from the host's
+    /// CPUID, which `host` reads.
+    pub fn new(
+        mut backend: B,
+        appliance: A,
+        index: usize,
+        host: &impl CpuidSource,
+        settings: &Settings,
+        entry: &EntryState,
+    ) -> Self {
+        let offers = backend.offers();
+        let cpuid = CpuidTable::new(
+            host,
+            &Settings { rdtscp: offers.rdtscp, invpcid: offers.invpcid, xsaves: offers.xsaves, ..*settings },
+        );
+        let control_rules = ControlRules::of(&cpuid);
+        let features = PagingFeatures {
+            physical_bits: control_rules.physical_bits,
+            gigabyte_pages: cpuid.offers(Feature::PAGE_1GB),
+        };
+        backend.own_cr4(control_rules.cr4);
+        backend.load(entry);
+        Self {
+            backend,
+            appliance,
+            index,
+            cpuid,
+            control_rules,
+            emulator: Emulator::new(features),
+            trace: Trace::new(index),
+            deferred: None,
+            attention: true,
+            watches_interrupts: false,
+            watches_nmi: false,
+            armed: None,
+        }
+    }
+
+    /// Returns what it has been through.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// Returns the backend, for its registers.
+    pub fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+}

@@ -3,19 +3,19 @@
 
 use super::decode::{self, ExitFields};
 use super::event::{self, Injection};
-use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility};
+use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility, SecondaryControls};
 use super::vmcs::Window;
 use super::{Vmx, can_interrupt_delivery, entry, field, msr, timer};
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, Msr, RawExit};
-use crate::hw::vector;
+use crate::hw::{bare, vector};
 use crate::memory::GuestMemory;
 use crate::registers::{
     CR0_PE, ControlRegister, DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF,
     SegmentRegister, VectorState,
 };
 use crate::time::Tsc;
-use crate::vcpu::Backend;
+use crate::vcpu::{Backend, Offers};
 use core::ops::RangeInclusive;
 
 /// VM-instruction error 5: VMRESUME with a VMCS that has not been launched (SDM Vol. 3C 31.4).
@@ -192,6 +192,27 @@ impl Backend for Vmx {
 
     fn flush_linear(&mut self) {
         self.vmcs.invalidate_linear();
+    }
+
+    fn offers(&self) -> Offers {
+        let secondary = self.capabilities.controls().secondary;
+        Offers {
+            rdtscp: secondary.contains(SecondaryControls::RDTSCP),
+            invpcid: secondary.contains(SecondaryControls::INVPCID),
+            xsaves: secondary.contains(SecondaryControls::XSAVES),
+        }
+    }
+
+    fn own_cr4(&mut self, bits: u64) {
+        Self::own_cr4(self, bits);
+    }
+
+    fn xcr0(&self) -> u64 {
+        bare::xcr0()
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        bare::set_xcr0(value);
     }
 
     fn set_pdptes(&mut self, entries: [u64; 4]) {

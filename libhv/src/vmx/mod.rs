@@ -24,6 +24,7 @@ pub use ept::EptEntry;
 
 use crate::error::{Error, Requirement, Result};
 use crate::exit::{Event, RawExit};
+use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions};
 use crate::registers::Gpr;
 use decode::ExitFields;
@@ -50,6 +51,7 @@ pub struct Vmx {
     timer_shift: Option<u32>,
     tsc_aux: bool,
     capabilities: Capabilities,
+    nested: NestedTables<EptEntry>,
     msrs: MsrPermissions,
     ports: PortPermissions,
 }
@@ -63,6 +65,11 @@ impl Vmx {
     pub fn check() -> Result<Capabilities> {
         let raw = instructions::read_capabilities().ok_or(Error::Unsupported(Requirement::Virtualization))?;
         Capabilities::judge(raw).map_err(Error::Unsupported)
+    }
+
+    /// Returns the nested tables, to change them. What they say of it, `flush_nested` must follow.
+    pub fn nested(&mut self) -> &mut NestedTables<EptEntry> {
+        &mut self.nested
     }
 
     /// Returns what the processor can do, and which controls are used.

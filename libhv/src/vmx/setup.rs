@@ -4,44 +4,43 @@
 use super::entry::Registers;
 use super::flags::SecondaryControls;
 use super::vmcs::Vmcs;
-use super::{Vmx, ept, guest_state, host_state, msr};
+use super::{EptEntry, Vmx, ept, guest_state, host_state, msr};
 use crate::error::{Error, Result};
-use crate::memory::FrameSource;
 use crate::memory::permissions::{MsrPermissions, PortPermissions, vmx_layout};
+use crate::memory::{FrameSource, NestedTables};
 use crate::registers::EntryState;
 use crate::vcpu::Backend;
 use core::num::NonZeroU16;
 use x86_64::PhysAddr;
 
 impl Vmx {
-    /// Enters VMX operation on this processor and makes a virtual processor in the state after a reset. Its nested
-    /// tables are those at `root`; `tag` is its virtual-processor identifier.
+    /// Enters VMX operation on this processor and makes a virtual processor in the state after a reset, with nested
+    /// tables of its own; `tag` is its virtual-processor identifier.
     ///
     /// # Errors
     /// [`Error::Unsupported`] as [`check`](Self::check), and when the processor is in VMX operation already;
     /// [`Error::OutOfMemory`]; [`Error::VmEntry`] when the processor refuses a region.
     ///
     /// # Safety
-    /// 1. `root` is the root of EPT tables, alive as long as the value, that map nothing but memory of this guest.
-    /// 2. Code, stacks, page tables, GDT, IDT and TSS of the host stay as they are as long as the value lives; TR is
+    /// 1. Code, stacks, page tables, GDT, IDT and TSS of the host stay as they are as long as the value lives; TR is
     ///    loaded.
-    /// 3. While the value lives the host does not rely on the registers that stay in the processor (see the type), and
+    /// 2. While the value lives the host does not rely on the registers that stay in the processor (see the type), and
     ///    nobody else takes the processor into or out of VMX operation.
-    /// 4. Interrupts are off from every exit to the next entry.
-    pub unsafe fn new(frames: &mut impl FrameSource, root: PhysAddr, tag: NonZeroU16) -> Result<Self> {
+    /// 3. Interrupts are off from every exit to the next entry.
+    pub unsafe fn new(frames: &mut impl FrameSource, nested: NestedTables<EptEntry>, tag: NonZeroU16) -> Result<Self> {
         let capabilities = Self::check()?;
         let port_frames = frames.allocate(2).ok_or(Error::OutOfMemory("port permissions"))?;
         let msr_frames = frames.allocate(1).ok_or(Error::OutOfMemory("MSR permissions"))?;
         let ports = PortPermissions::closed(port_frames);
         let msrs = MsrPermissions::closed(msr_frames, vmx_layout);
-        // SAFETY: `check` found privilege level 0 and these capabilities; condition 3 above.
+        // SAFETY: `check` found privilege level 0 and these capabilities; condition 2 above.
         let mut vmcs = unsafe { Vmcs::enable(&capabilities, frames) }?;
         let bitmaps = ports.physical().as_u64();
-        let pointer = ept::pointer(root);
-        // SAFETY: condition 1 above; the bitmaps are closed, live in `Vmx`, and are opened by `pass_msr` and
+        let pointer = ept::pointer(nested.root());
+        // SAFETY: nested tables map only what is the guest's (`GuestFrames`); the bitmaps are closed, live in `Vmx`, and are opened by `pass_msr` and
         // `pass_ports` alone.
         unsafe { vmcs.arrange(&capabilities, pointer, tag, [bitmaps, bitmaps + 4096], msrs.physical().as_u64()) }
-        // SAFETY: condition 2 above.
+        // SAFETY: condition 1 above.
         unsafe { host_state::capture(&mut vmcs) }
         let tsc_aux = capabilities.controls().secondary.contains(SecondaryControls::RDTSCP);
         vmcs.reset_residents();
@@ -59,6 +58,7 @@ impl Vmx {
             timer_shift: capabilities.preemption_timer_shift(),
             tsc_aux,
             capabilities,
+            nested,
             msrs,
             ports,
         };

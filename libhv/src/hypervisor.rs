@@ -1,0 +1,126 @@
+//! `Hypervisor`: what an appliance asks for, composed by type, and the launch that makes it run.
+
+use crate::devices::{Chipset, Configuration};
+use crate::error::{Error, Requirement, Result};
+use crate::exit::StopReason;
+use crate::guest::Guest;
+use crate::hw::Host;
+use crate::loader::{self, FOUR_GIB, Options};
+use crate::memory::GuestMemory;
+use crate::memory::guest::Region;
+use crate::memory::nested::{Level, NestedEntry, NestedTables};
+use crate::platform::Machine;
+use crate::svm;
+use crate::vcpu::cpuid::{HostCpuid, Settings};
+use crate::vcpu::{Appliance, Backend, Vcpu, World};
+use crate::vmx::Vmx;
+use alloc::boxed::Box;
+use core::ops::Range;
+use raw_cpuid::CpuId;
+
+/// A hypervisor to be. What is not asked for costs nothing: it is not even there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hypervisor<A = ()> {
+    appliance: A,
+}
+
+impl Hypervisor {
+    /// Begins with no wishes.
+    pub const fn new() -> Self {
+        Self { appliance: () }
+    }
+}
+
+/// The processor's means of virtualization, of which it has one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Vendor {
+    Vmx,
+    Svm,
+}
+
+impl Vendor {
+    fn of_this_processor() -> Result<Self> {
+        let cpuid = CpuId::new();
+        if cpuid.get_feature_info().is_some_and(|features| features.has_vmx()) {
+            return Ok(Self::Vmx);
+        }
+        let extended = cpuid.get_extended_processor_and_feature_identifiers();
+        if extended.is_some_and(|features| features.has_svm()) {
+            return Ok(Self::Svm);
+        }
+        Err(Error::Unsupported(Requirement::Virtualization))
+    }
+}
+
+impl<A: Appliance> Hypervisor<A> {
+    /// Has `appliance` asked about every exit before the library's own rooms.
+    pub fn appliance<N: Appliance>(self, appliance: N) -> Hypervisor<N> {
+        Hypervisor { appliance }
+    }
+
+    /// Makes the guest and runs it until it ends.
+    ///
+    /// # Errors
+    /// Whatever the machine, its boot loader or the guest's image lack: one [`Error`] that names it.
+    pub fn launch(self, mut machine: Machine, guest: Guest<'_>) -> Result<StopReason> {
+        match Vendor::of_this_processor()? {
+            Vendor::Vmx => {
+                let largest = Vmx::check()?.largest_page();
+                self.launch_on(&mut machine, guest, largest, Machine::vmx)
+            }
+            Vendor::Svm => {
+                let largest = svm::Capability::of_this_processor()?.largest_page;
+                self.launch_on(&mut machine, guest, largest, Machine::svm)
+            }
+        }
+    }
+
+    fn launch_on<B: Backend, E: NestedEntry>(
+        self,
+        machine: &mut Machine,
+        guest: Guest<'_>,
+        largest: Level,
+        make: impl FnOnce(&mut Machine, NestedTables<E>) -> Result<B>,
+    ) -> Result<StopReason> {
+        let mut memory = machine.guest_memory(guest.memory_bytes)?;
+        let (start, frequency) = (machine.processor().now(), machine.processor().frequency());
+        let settings = Settings::new(1, frequency);
+        let mut chipset = Chipset::new(
+            Configuration {
+                memory_below_4g: memory_in(&memory, 0..FOUR_GIB),
+                memory_above_4g: memory_in(&memory, FOUR_GIB..u64::MAX),
+                start,
+                ..Configuration::new(frequency)
+            },
+            Box::new(machine.console()),
+        );
+        for device in guest.devices {
+            chipset.add(device)?;
+        }
+        let options = Options {
+            kind: guest.kind,
+            command_line: guest.command_line.as_bytes(),
+            modules: &guest.modules,
+            rsdp: None,
+            reserved: &[],
+        };
+        let entry = loader::load(guest.image, &mut memory, &options)?;
+        let mut nested = NestedTables::new(&mut machine.frames(), largest)?;
+        nested.map_all(&mut machine.frames(), &memory)?;
+        let backend = make(machine, nested)?;
+        let mut vcpu = Vcpu::new(backend, self.appliance, 0, &HostCpuid, &settings, &entry);
+        crate::log!("bench kept-memory {} bytes", machine.kept());
+        let entry_tsc = machine.entry_tsc();
+        let host = machine.processor();
+        crate::log!("bench entry-to-guest {} ticks", host.now().since(entry_tsc));
+        let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host });
+        crate::log!("exits of the guest:\n{}", vcpu.trace());
+        outcome
+    }
+}
+
+/// Returns the bytes of guest memory in a range of addresses.
+fn memory_in(memory: &GuestMemory, range: Range<u64>) -> u64 {
+    let inside = memory.regions().iter().filter(|region| range.contains(&region.start().as_u64()));
+    inside.map(Region::bytes).sum()
+}

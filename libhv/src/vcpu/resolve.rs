@@ -1,0 +1,164 @@
+//! The order of the rooms: devices, the appliance, and the answers a virtual processor has of its own.
+
+use super::{Appliance, Backend, Vcpu, World, control};
+use crate::address::Gpa;
+use crate::devices::Chipset;
+use crate::emulate::{Bus, Outcome, control_access};
+use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
+use crate::hw::Host;
+use crate::registers::{ControlRegister, Gpr};
+use crate::time::Tsc;
+
+/// The devices as an emulated instruction reaches them.
+struct DeviceBus<'a> {
+    chipset: &'a mut Chipset,
+    processor: usize,
+    now: Tsc,
+}
+
+impl Bus for DeviceBus<'_> {
+    fn read(&mut self, gpa: Gpa, width: Width) -> u64 {
+        self.chipset.memory_read(self.processor, gpa, width, self.now)
+    }
+    fn write(&mut self, gpa: Gpa, width: Width, value: u64) {
+        self.chipset.memory_write(self.processor, gpa, width, value, self.now);
+    }
+    fn port_read(&mut self, port: u16, width: Width) -> u32 {
+        self.chipset.port_read(self.processor, port, width, self.now)
+    }
+    fn port_write(&mut self, port: u16, width: Width, value: u32) {
+        self.chipset.port_write(self.processor, port, width, value, self.now);
+    }
+}
+
+impl<B: Backend, A: Appliance> Vcpu<B, A> {
+    /// Asks the rooms in their order.
+    #[inline]
+    pub(super) fn resolve<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        self.appliance.on_exit(exit, &mut self.backend).or_else(|| match *exit {
+            Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
+            Exit::PortIo(access) => self.port(access, world, now),
+            Exit::Rdmsr(msr) => self.read_msr(msr, world, now),
+            Exit::Wrmsr(msr, value) => self.write_msr(msr, value, world, now),
+            Exit::NestedPageFault(fault) => self.nested_page_fault(fault, world, now),
+            Exit::ExternalInterrupt(vector) => {
+                world.host.serve_interrupts(vector);
+                self.armed = None;
+                self.pass_time(world, now);
+                Resolution::Retry
+            }
+            Exit::TimerExpired => {
+                self.armed = None;
+                self.pass_time(world, now);
+                Resolution::Retry
+            }
+            Exit::InterruptWindow | Exit::NmiWindow | Exit::Nmi => {
+                self.attention = true;
+                Resolution::Retry
+            }
+            Exit::Hypercall => self.hypercall(),
+            Exit::Halt => self.halt(world),
+            Exit::ControlRegister(access) => self.control_register(access, world),
+            Exit::Xsetbv { xcr, value } => self.xsetbv(xcr, value),
+            Exit::Relax | Exit::CacheFlush => Resolution::Complete,
+            Exit::Rdpmc(_) => Resolution::Inject(Event::GENERAL_PROTECTION),
+            Exit::Undefined => Resolution::Inject(Event::UNDEFINED),
+            Exit::Exception { vector: vector @ (1 | 17), error_code } => {
+                // #DB and #AC are intercepted so that a guest cannot hold the processor in their endless delivery.
+                Resolution::Inject(Event::Exception { vector, error_code })
+            }
+            Exit::Shutdown => Resolution::Stop(StopReason::Shutdown),
+            Exit::Init => Resolution::Retry,
+            _ => Resolution::NotMine,
+        })
+    }
+
+    /// The devices have been touched: they may have ended the guest or have something for it.
+    #[inline]
+    pub(super) fn after_devices<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
+        if world.chipset.take_attention() {
+            self.attention = true;
+            if let Some(reason) = world.chipset.stop() {
+                return Resolution::Stop(reason);
+            }
+        }
+        otherwise
+    }
+
+    #[inline]
+    fn port<H: Host>(&mut self, access: PortIo, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        if access.string {
+            return self.emulate(world, now);
+        }
+        let PortIo { port, width, input, .. } = access;
+        let rax = self.backend.gpr(Gpr::Rax);
+        if input {
+            let value = u64::from(world.chipset.port_read(self.index, port, width, now));
+            // A 32-bit IN clears the upper half of RAX, as all 32-bit results do.
+            let kept = if width == Width::Dword { 0 } else { rax & !width.mask() };
+            self.backend.set_gpr(Gpr::Rax, kept | value & width.mask());
+        } else {
+            let value = (rax & width.mask()) as u32;
+            world.chipset.port_write(self.index, port, width, value, now);
+        }
+        self.after_devices(world, Resolution::Complete)
+    }
+
+    /// An access to what is not memory goes to the devices, instruction by instruction.
+    fn nested_page_fault<H: Host>(&mut self, fault: NestedPageFault, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        // Memory is mapped whole: a fault there is none of the devices'.
+        if world.memory.contains(fault.gpa, 1) && !fault.page_walk {
+            return Resolution::NotMine;
+        }
+        self.emulate(world, now)
+    }
+
+    fn emulate<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        let mut bus = DeviceBus { chipset: world.chipset, processor: self.index, now };
+        let mut fetched = [0; 15];
+        let count = self.backend.fetched().len().min(fetched.len());
+        fetched[..count].copy_from_slice(&self.backend.fetched()[..count]);
+        let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &fetched[..count]);
+        let resolution = match outcome {
+            Outcome::Done { next_rip } => {
+                self.backend.advance_to(next_rip);
+                Resolution::Retry
+            }
+            Outcome::Repeat => Resolution::Retry,
+            Outcome::Fault(event) => Resolution::Inject(event),
+            Outcome::PageFault(fault) => {
+                self.backend.set_control(ControlRegister::Cr2, fault.address.as_u64());
+                Resolution::Inject(Event::Exception { vector: 14, error_code: Some(fault.error_code) })
+            }
+            Outcome::Unemulated(what) => Resolution::Stop(StopReason::Unemulated(what)),
+        };
+        self.after_devices(world, resolution)
+    }
+
+    fn control_register<H: Host>(&mut self, access: ControlAccess, world: &mut World<'_, H>) -> Resolution {
+        let access = match access {
+            ControlAccess::Undecoded => match control_access(&self.backend, world.memory) {
+                Some(decoded) => decoded,
+                // The guest has changed what stands there; it runs what does now.
+                None => return Resolution::Retry,
+            },
+            known => known,
+        };
+        match access {
+            ControlAccess::Read { number: 8, destination } => {
+                let priority = world.chipset.cr8(self.index);
+                self.backend.set_gpr(destination, priority.into());
+                Resolution::Complete
+            }
+            ControlAccess::Write { number: 8, source } => match u8::try_from(self.backend.gpr(source)) {
+                Ok(priority @ 0..16) => {
+                    world.chipset.set_cr8(self.index, priority);
+                    self.attention = true;
+                    Resolution::Complete
+                }
+                _ => Resolution::Inject(Event::GENERAL_PROTECTION),
+            },
+            access => control::resolve(access, &mut self.backend, world.memory, &self.control_rules),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The one run loop: enter, take down, resolve, apply, and see to events before the next entry.
+
+use super::events::{Combined, DOUBLE_FAULT, combine};
+use super::{Appliance, Backend, Vcpu, World};
+use crate::error::{Error, Result};
+use crate::exit::{Event, Exit, Resolution, StopReason};
+use crate::hw::Host;
+use crate::time::Tsc;
+use crate::trace::Kind;
+
+impl<B: Backend, A: Appliance> Vcpu<B, A> {
+    /// Runs the guest until it ends.
+    ///
+    /// # Errors
+    /// [`Error::VmEntry`] when the processor refuses to enter.
+    pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
+        loop {
+            if self.attention {
+                self.attend(world);
+            }
+            let exit = self.backend.enter().map_err(Error::VmEntry)?;
+            let left_at = world.host.now();
+            self.trace.left(Kind::from(&exit), self.backend.rip(), left_at);
+            let resolution = self.resolve(&exit, world, left_at);
+            if let Some(reason) = self.apply(resolution, &exit, world) {
+                return Ok(reason);
+            }
+            self.trace.handled(world.host.now());
+        }
+    }
+
+    /// Carries out what was decided; returns how the guest ended, if it did.
+    #[inline]
+    fn apply<H: Host>(&mut self, resolution: Resolution, exit: &Exit, world: &mut World<'_, H>) -> Option<StopReason> {
+        match resolution {
+            Resolution::Complete => self.backend.advance(world.memory),
+            Resolution::Retry => {}
+            Resolution::Inject(event) => return self.raise(event),
+            Resolution::Stop(reason) => return Some(reason),
+            Resolution::NotMine => {
+                let raw = self.backend.raw_exit();
+                return Some(StopReason::Unhandled(match *exit {
+                    Exit::Unhandled(raw) => raw,
+                    _ => raw,
+                }));
+            }
+        }
+        if let Some(event) = self.backend.take_interrupted() {
+            self.deliver_again(event);
+        }
+        None
+    }
+
+    /// Gives the guest an event at the instruction it stands at, and sees to the one that was being delivered.
+    #[cold]
+    fn raise(&mut self, event: Event) -> Option<StopReason> {
+        let Some(first) = self.backend.take_interrupted() else {
+            self.backend.inject(event);
+            return None;
+        };
+        match combine(first, event) {
+            Combined::Second => self.backend.inject(event),
+            Combined::DoubleFault => self.backend.inject(DOUBLE_FAULT),
+            Combined::Shutdown => return Some(StopReason::Shutdown),
+            Combined::SecondThenFirst => {
+                self.backend.inject(event);
+                self.deferred = Some(first);
+                self.attention = true;
+            }
+        }
+        None
+    }
+
+    /// The exit came in the middle of a delivery: it begins anew.
+    #[cold]
+    fn deliver_again(&mut self, event: Event) {
+        if self.backend.injected().is_none() {
+            self.backend.inject(event);
+        } else {
+            self.deferred = Some(event);
+        }
+        self.attention = true;
+    }
+
+    /// Gives the guest the event that waits longest and that it can take; asks to be told when it can take the others.
+    pub(super) fn attend<H: Host>(&mut self, world: &mut World<'_, H>) {
+        self.attention = false;
+        match self.deferred {
+            Some(Event::Nmi) if self.backend.accepts_nmi() => {
+                self.deferred = None;
+                self.backend.inject(Event::Nmi);
+            }
+            Some(event) if self.backend.accepts_interrupt() => {
+                self.deferred = None;
+                self.backend.inject(event);
+            }
+            _ => {}
+        }
+        if world.chipset.nmi_pending(self.index) && self.deferred.is_none() && self.backend.accepts_nmi() {
+            world.chipset.take_nmi(self.index);
+            self.backend.inject(Event::Nmi);
+        }
+        let nmi_waits = world.chipset.nmi_pending(self.index) || self.deferred == Some(Event::Nmi);
+        self.watch_nmi(nmi_waits);
+        let waiting = world.chipset.pending_interrupt(self.index);
+        if waiting
+            && self.deferred.is_none()
+            && self.backend.accepts_interrupt()
+            && let Some(vector) = world.chipset.acknowledge(self.index)
+        {
+            self.backend.inject(Event::Interrupt(vector));
+        }
+        let waits = (waiting && world.chipset.pending_interrupt(self.index))
+            || self.deferred.is_some_and(|event| event != Event::Nmi);
+        self.watch_interrupts(waits);
+        self.arm(world);
+    }
+
+    fn watch_nmi(&mut self, on: bool) {
+        if on || self.watches_nmi {
+            self.watches_nmi = on;
+            self.backend.watch_nmi_window(on);
+        }
+    }
+
+    fn watch_interrupts(&mut self, on: bool) {
+        if on || self.watches_interrupts {
+            self.watches_interrupts = on;
+            self.backend.watch_interrupt_window(on);
+        }
+    }
+
+    /// Has the guest leave when a device's time has come.
+    #[inline]
+    pub(super) fn arm<H: Host>(&mut self, world: &mut World<'_, H>) {
+        let deadline = world.chipset.next_deadline();
+        if deadline != self.armed {
+            self.armed = deadline;
+            world.host.arm(deadline);
+        }
+    }
+
+    /// Time has passed, or the host was interrupted: devices move on.
+    pub(super) fn pass_time<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) {
+        world.chipset.advance(now);
+        self.attention = true;
+    }
+
+    /// HLT: waits until the guest has an event to take.
+    pub(super) fn halt<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
+        self.backend.advance(world.memory);
+        self.attention = true;
+        loop {
+            world.chipset.advance(world.host.now());
+            if let Some(reason) = world.chipset.stop() {
+                return Resolution::Stop(reason);
+            }
+            let wakes = world.chipset.pending_interrupt(self.index) && self.backend.accepts_interrupt();
+            if wakes || world.chipset.nmi_pending(self.index) || self.backend.injected().is_some() {
+                return Resolution::Retry;
+            }
+            if !self.backend.accepts_interrupt() {
+                return Resolution::Stop(StopReason::Halted);
+            }
+            self.arm(world);
+            world.host.wait();
+            self.armed = None;
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Tests of the control-register rules: rows taken from the manual's lists of #GP, and a backend that records.
 
 use super::*;
+use crate::vcpu::Offers;
 use crate::error::EntryFailure;
 use crate::exit::{Exit, Msr, RawExit};
 use crate::registers::{DescriptorTable, EntryState, Segment, SegmentAttributes, VectorState};
@@ -205,6 +206,13 @@ impl VectorState for Recorder {
 }
 
 impl Backend for Recorder {
+    fn offers(&self) -> Offers {
+        Offers { rdtscp: false, invpcid: false, xsaves: false }
+    }
+    fn xcr0(&self) -> u64 {
+        1
+    }
+    fn set_xcr0(&mut self, _value: u64) {}
     fn load(&mut self, entry: &EntryState) {
         self.state = entry.clone();
     }

@@ -10,6 +10,9 @@ mod vector;
 #[cfg(test)]
 mod oracle;
 
+#[cfg(test)]
+pub(super) use string::ELEMENTS_AT_ONCE;
+
 use super::Bus;
 use super::decode::Decoded;
 use super::machine::{Machine, Stop};

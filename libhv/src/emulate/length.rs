@@ -240,3 +240,121 @@ fn operand_bytes(modrm: u8, next: Option<u8>, addresses_16_bits: bool) -> usize 
     };
     usize::from(sib) + displacement
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulate::fake::FakeCpu;
+    use crate::registers::{EntryState, SegmentAttributes};
+    use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    const KNOWN: [(Opcode, &[Mnemonic], &[u8]); 27] = [
+        (Opcode::Cpuid, &[Mnemonic::Cpuid], &[0x0F, 0xA2]),
+        (Opcode::Rdmsr, &[Mnemonic::Rdmsr], &[0x0F, 0x32]),
+        (Opcode::Wrmsr, &[Mnemonic::Wrmsr], &[0x0F, 0x30]),
+        (Opcode::Rdpmc, &[Mnemonic::Rdpmc], &[0x0F, 0x33]),
+        (Opcode::Rdtsc, &[Mnemonic::Rdtsc], &[0x0F, 0x31]),
+        (Opcode::Rdtscp, &[Mnemonic::Rdtscp], &[0x0F, 0x01, 0xF9]),
+        (Opcode::Hlt, &[Mnemonic::Hlt], &[0xF4]),
+        (Opcode::Pause, &[Mnemonic::Pause], &[0xF3, 0x90]),
+        (Opcode::Vmcall, &[Mnemonic::Vmcall], &[0x0F, 0x01, 0xC1]),
+        (Opcode::Vmmcall, &[Mnemonic::Vmmcall], &[0x0F, 0x01, 0xD9]),
+        (Opcode::Xsetbv, &[Mnemonic::Xsetbv], &[0x0F, 0x01, 0xD1]),
+        (Opcode::Invd, &[Mnemonic::Invd], &[0x0F, 0x08]),
+        (Opcode::Wbinvd, &[Mnemonic::Wbinvd, Mnemonic::Wbnoinvd], &[0x0F, 0x09]),
+        (Opcode::Monitor, &[Mnemonic::Monitor], &[0x0F, 0x01, 0xC8]),
+        (Opcode::Mwait, &[Mnemonic::Mwait], &[0x0F, 0x01, 0xC9]),
+        (Opcode::Clts, &[Mnemonic::Clts], &[0x0F, 0x06]),
+        (Opcode::MovControl, &[Mnemonic::Mov], &[0x0F, 0x22, 0xC0]),
+        (Opcode::MovDebug, &[Mnemonic::Mov], &[0x0F, 0x21, 0xF8]),
+        (Opcode::Lmsw, &[Mnemonic::Lmsw], &[0x0F, 0x01, 0x34]),
+        (Opcode::Invlpg, &[Mnemonic::Invlpg], &[0x0F, 0x01, 0x3E]),
+        (Opcode::In, &[Mnemonic::In], &[0xEC]),
+        (Opcode::Out, &[Mnemonic::Out], &[0xE7]),
+        (Opcode::Ins, &[Mnemonic::Insb, Mnemonic::Insw, Mnemonic::Insd], &[0x6C]),
+        (Opcode::Outs, &[Mnemonic::Outsb, Mnemonic::Outsw, Mnemonic::Outsd], &[0x6F]),
+        (Opcode::Int3, &[Mnemonic::Int3], &[0xCC]),
+        (Opcode::Into, &[Mnemonic::Into], &[0xCE]),
+        (Opcode::Int, &[Mnemonic::Int], &[0xCD]),
+    ];
+
+    fn processor(bits: u32, rip: u64) -> FakeCpu {
+        let mut cpu =
+            if bits == 64 { FakeCpu::new(EntryState::long_mode(rip, 0x1000)) } else { FakeCpu::flat32(rip as u32) };
+        if bits == 16 {
+            cpu.state.segments[SegmentRegister::Cs as usize].attributes = SegmentAttributes::CODE16;
+        }
+        cpu
+    }
+
+    /// Tables that map the first 2 MiB, and code at `at`.
+    fn memory_with(at: u64, code: &[u8]) -> GuestMemory {
+        let mut memory = GuestMemory::for_tests(0x10000);
+        for (at, entry) in [(0x1000, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
+            memory.write_number(Gpa::new(at), Width::Qword, entry).expect("inside");
+        }
+        memory.write(Gpa::new(at), code).expect("inside");
+        memory
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn lengths_are_those_of_a_whole_decoder(
+            known in 0..KNOWN.len(), prefixes in prop::collection::vec(prop::sample::select(
+                &[0x26u8, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, 0x40, 0x48, 0x4F][..]), 0..4),
+            tail in prop::array::uniform8(any::<u8>()), keep in any::<bool>(),
+            bits in prop::sample::select(&[16u32, 32, 64][..]), at in prop::sample::select(&[0x8000u64, 0x8005, 0x8FFA, 0x8FFF][..]),
+        ) {
+            let (opcode, mnemonics, bytes) = KNOWN[known];
+            let mut code: Vec<u8> = prefixes.iter().chain(bytes).chain(&tail).copied().collect();
+            if !keep {
+                // A wild byte in place of the opcode's last: mostly another instruction.
+                code[prefixes.len() + bytes.len() - 1] = tail[7];
+            }
+            code.truncate(15);
+            let memory = memory_with(at, &code);
+            let found = instruction_length(&processor(bits, at), &memory, opcode);
+            let decoded = Decoder::with_ip(bits, &code, at, DecoderOptions::NONE).decode();
+            if let Some(length) = found && !decoded.is_invalid() {
+                prop_assert_eq!(length, decoded.len() as u64, "{:?} {:02x?}", opcode, code);
+            }
+            // A REX prefix before another prefix counts for nothing, and a decoder may refuse the rest.
+            if mnemonics.contains(&decoded.mnemonic()) && (opcode != Opcode::Pause || prefixes.is_empty())
+                && (decoded.mnemonic() != Mnemonic::Mov || matches!(bytes[1], 0x21 | 0x22) && keep) {
+                prop_assert_eq!(found, Some(decoded.len() as u64), "{:?} {:02x?} {}", opcode, code, bits);
+            }
+        }
+    }
+
+    #[test]
+    fn another_instruction_has_no_length() {
+        for (opcode, ..) in KNOWN {
+            let memory = memory_with(0x8000, &[0x0F, 0x0B, 0x90, 0x90]);
+            assert_eq!(instruction_length(&processor(64, 0x8000), &memory, opcode), None, "{opcode:?}");
+        }
+        let memory = memory_with(0x8000, &[0x90]);
+        assert_eq!(instruction_length(&processor(64, 0x8000), &memory, Opcode::Pause), None, "NOP is not PAUSE");
+        let memory = memory_with(0x8000, &[0x0F, 0x01, 0x30]);
+        assert_eq!(instruction_length(&processor(64, 0x8000), &memory, Opcode::Invlpg), None, "LMSW is not INVLPG");
+    }
+
+    #[test]
+    fn code_that_is_not_mapped_or_ends_early_has_no_length() {
+        let memory = memory_with(0xFFFF, &[0x0F]);
+        assert_eq!(instruction_length(&processor(64, 0xFFFF), &memory, Opcode::Cpuid), None, "memory ends");
+        assert_eq!(instruction_length(&processor(64, 1 << 30), &memory, Opcode::Cpuid), None, "not mapped");
+        assert_eq!(instruction_length(&processor(32, 0x10_0000), &memory, Opcode::Hlt), None, "not memory");
+    }
+
+    #[test]
+    fn code_of_segments_begins_at_their_base() {
+        let mut cpu = processor(16, 0x10);
+        cpu.state.segments[SegmentRegister::Cs as usize].base = 0x8000;
+        let memory = memory_with(0x8010, &[0x66, 0x0F, 0xA2]);
+        assert_eq!(instruction_length(&cpu, &memory, Opcode::Cpuid), Some(3));
+    }
+}

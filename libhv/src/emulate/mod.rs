@@ -99,3 +99,6 @@ impl Emulator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,3 +81,78 @@ fn bounds(segment: Segment, real: bool) -> (u64, u64) {
         (0, limit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulate::PagingFeatures;
+    use crate::emulate::fake::FakeCpu;
+    use crate::registers::{EntryState, SegmentAttributes};
+
+    fn judge(cpu: &FakeCpu, segment: SegmentRegister, offset: u64, bytes: u64, write: bool) -> Result<u64, Event> {
+        let paging = Paging::of(cpu, PagingFeatures { physical_bits: 40, gigabyte_pages: true });
+        linear_address(cpu, &paging, cpu.code_bits(), Reference { segment, offset, bytes, write }).map(Gva::as_u64)
+    }
+
+    fn data(kind: u32, base: u64, limit: u32) -> Segment {
+        Segment { selector: 8, base, limit, attributes: SegmentAttributes(0x4090 | kind) }
+    }
+
+    const GP: Result<u64, Event> = Err(Event::GENERAL_PROTECTION);
+    const SS: Result<u64, Event> = Err(STACK_FAULT);
+
+    #[test]
+    fn limits_hold_for_the_last_byte() {
+        let mut cpu = FakeCpu::flat32(0);
+        cpu.set_segment(SegmentRegister::Ds, data(0b0010, 0x1000, 0xFF));
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0xFC, 4, true), Ok(0x10FC));
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0xFD, 4, false), GP);
+        cpu.set_segment(SegmentRegister::Ss, data(0b0010, 0, 0xFF));
+        assert_eq!(judge(&cpu, SegmentRegister::Ss, 0xFD, 4, true), SS);
+    }
+
+    #[test]
+    fn data_that_expands_down_lies_above_its_limit() {
+        let mut cpu = FakeCpu::flat32(0);
+        cpu.set_segment(SegmentRegister::Ds, data(0b0110, 0, 0xFFF));
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0xFFF, 1, true), GP);
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0x1000, 1, true), Ok(0x1000));
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0xFFFF_FFFF, 1, true), Ok(0xFFFF_FFFF));
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0xFFFF_FFFF, 2, true), GP);
+        let small = Segment { attributes: SegmentAttributes(0x0096), ..data(0, 0, 0xFFF) };
+        cpu.set_segment(SegmentRegister::Ds, small);
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0x1_0000, 1, true), GP);
+    }
+
+    #[test]
+    fn types_and_null_segments_are_judged_in_protected_mode_alone() {
+        let mut cpu = FakeCpu::flat32(0);
+        for (kind, read, write) in
+            [(0b0000, true, false), (0b0010, true, true), (0b1000, false, false), (0b1010, true, false)]
+        {
+            cpu.set_segment(SegmentRegister::Es, data(kind, 0, 0xFFFF));
+            assert_eq!(judge(&cpu, SegmentRegister::Es, 0, 1, false).is_ok(), read, "{kind:#b}");
+            assert_eq!(judge(&cpu, SegmentRegister::Es, 0, 1, true).is_ok(), write, "{kind:#b}");
+        }
+        cpu.set_segment(SegmentRegister::Es, Segment::unusable());
+        assert_eq!(judge(&cpu, SegmentRegister::Es, 0, 1, false), GP);
+        let mut real = FakeCpu::new(EntryState::real_mode(0x100, 0));
+        assert_eq!(judge(&real, SegmentRegister::Cs, 0xFFFF, 1, true), Ok(0x1_0FFF), "code may be written");
+        assert_eq!(judge(&real, SegmentRegister::Ds, 0xFFFF, 2, true), GP);
+        real.set_segment(SegmentRegister::Fs, Segment::real_mode(0xFFFF, SegmentAttributes::DATA16));
+        assert_eq!(judge(&real, SegmentRegister::Fs, 0xFFFF, 1, true), Ok(0x10_FFEF));
+    }
+
+    #[test]
+    fn in_64_bit_mode_only_fs_and_gs_have_a_base() {
+        let mut cpu = FakeCpu::new(EntryState::long_mode(0, 0x1000));
+        for register in [SegmentRegister::Ds, SegmentRegister::Fs, SegmentRegister::Gs] {
+            cpu.set_segment(register, data(0b0010, 0x7_0000_0000, 0));
+        }
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0x1234, 8, true), Ok(0x1234));
+        assert_eq!(judge(&cpu, SegmentRegister::Fs, 0x1234, 8, true), Ok(0x7_0000_1234));
+        assert_eq!(judge(&cpu, SegmentRegister::Gs, 0x1234, 8, true), Ok(0x7_0000_1234));
+        assert_eq!(judge(&cpu, SegmentRegister::Ds, 0x7FFF_FFFF_FFFC, 8, false), GP, "the last byte is not canonical");
+        assert_eq!(judge(&cpu, SegmentRegister::Ss, 0x8000_0000_0000, 8, false), SS);
+    }
+}

@@ -255,3 +255,6 @@ fn locate_slowly(cpu: &impl GuestState, memory: &GuestMemory, linear: u64) -> Op
     let root = cpu.control(ControlRegister::Cr3);
     Tables { format, root, reserved: 0, gigabyte_pages: true }.walk(memory, linear).ok().map(|walk| walk.gpa)
 }
+
+#[cfg(test)]
+mod tests;

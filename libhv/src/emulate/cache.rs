@@ -1,12 +1,13 @@
 //! Decoded instructions by the address of their code. An entry is used only while the bytes it was made from are still
 //! what the guest has there, so that none can be stale.
 
+use super::cause::Cause;
 use super::decode::{Decoded, decode};
 use super::length::{code_address, fetch};
 use super::machine::Stop;
 use super::translate::locate;
 use crate::address::{Gpa, Gva, PAGE_SIZE};
-use crate::exit::{Unemulated, Width};
+use crate::exit::Unemulated;
 use crate::memory::GuestMemory;
 use crate::registers::GuestState;
 use alloc::boxed::Box;
@@ -46,18 +47,21 @@ fn cut(words: Words, length: u8) -> Words {
     [words[0] & keep(length), words[1] & keep(length.saturating_sub(8))]
 }
 
-/// Reads 16 bytes that lie in one page, by three aligned loads at most.
+/// Reads `length` bytes (1 to 15) of code that lie in one page, and more, by up to three aligned loads.
 #[inline]
-fn words_at(memory: &GuestMemory, gpa: Gpa) -> Option<Words> {
-    let shift = gpa.as_u64() % 8 * 8;
-    let aligned = Gpa::new(gpa.as_u64() & !7);
-    let read = |offset| memory.read_number(aligned.wrapping_add(offset), Width::Qword).ok();
-    let (low, middle) = (read(0)?, read(8)?);
-    if shift == 0 {
-        return Some([low, middle]);
+fn words_at(memory: &GuestMemory, gpa: Gpa, length: u8) -> Option<Words> {
+    let offset = gpa.as_u64() % 8;
+    let shift = 8 * offset;
+    let end = offset + u64::from(length);
+    let low = memory.word(gpa)? >> shift;
+    if end <= 8 {
+        return Some([low, 0]);
     }
-    let high = read(16)?;
-    Some([low >> shift | middle << (64 - shift), middle >> shift | high << (64 - shift)])
+    let middle = memory.word(gpa.wrapping_add(8))?;
+    let high = if end > 16 { memory.word(gpa.wrapping_add(16))? } else { 0 };
+    // Twice by half the distance: a shift by 64 for an offset of 0 is none.
+    let up = |word: u64| word << (63 - shift) << 1;
+    Some([low | up(middle), middle >> shift | up(high)])
 }
 
 fn words_of(bytes: &[u8]) -> Words {
@@ -85,60 +89,52 @@ impl Cache {
         cpu: &impl GuestState,
         memory: &GuestMemory,
         bits: u32,
-        fetched: &[u8],
-    ) -> Result<Decoded, Stop> {
+        cause: &Cause,
+    ) -> Result<&Decoded, Stop> {
         let rip = cpu.rip();
-        if let Some(slot) = &self.slots[slot_of(rip)]
-            && slot.rip == rip
-            && slot.bits == bits
-            && let Some(words) = current(cpu, memory, bits, fetched, slot.decoded.length)
-            && cut(words, slot.decoded.length) == slot.bytes
-        {
-            return Ok(slot.decoded);
+        let position = slot_of(rip);
+        let valid = self.slots[position].as_ref().is_some_and(|slot| {
+            slot.rip == rip
+                && slot.bits == bits
+                && current(cpu, memory, bits, cause, slot.decoded.length)
+                    .is_some_and(|words| cut(words, slot.decoded.length) == slot.bytes)
+        });
+        if !valid {
+            self.slots[position] = Some(slot_for(cpu, memory, bits, cause)?);
         }
-        self.decode(cpu, memory, bits, fetched)
+        self.slots[position].as_ref().map(|slot| &slot.decoded).ok_or(Stop::Unemulated)
     }
+}
 
-    #[cold]
-    #[inline(never)]
-    fn decode(
-        &mut self,
-        cpu: &impl GuestState,
-        memory: &GuestMemory,
-        bits: u32,
-        fetched: &[u8],
-    ) -> Result<Decoded, Stop> {
-        let rip = cpu.rip();
-        // What the processor reports may end before the instruction does.
-        if let Some(decoded) = decode(fetched, bits, rip) {
-            self.remember(rip, bits, fetched, decoded);
-            return Ok(decoded);
-        }
-        let address = code_address(cpu, bits);
-        let gpa = locate(cpu, memory, address).ok_or(Stop::Repeat)?;
-        let (bytes, count) = fetch(cpu, memory, address, gpa);
-        let bytes = bytes.get(..count).unwrap_or(&[]);
-        let decoded = decode(bytes, bits, rip).ok_or(Stop::Unemulated)?;
-        self.remember(rip, bits, bytes, decoded);
-        Ok(decoded)
+/// Decodes the instruction at RIP.
+#[cold]
+#[inline(never)]
+fn slot_for(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause) -> Result<Slot, Stop> {
+    let rip = cpu.rip();
+    let slot = |bytes, decoded: Decoded| Slot { rip, bits, bytes: cut(words_of(bytes), decoded.length), decoded };
+    // What the processor reports may end before the instruction does.
+    let fetched = cause.fetched();
+    if let Some(decoded) = decode(fetched, bits, rip) {
+        return Ok(slot(fetched, decoded));
     }
-
-    fn remember(&mut self, rip: u64, bits: u32, bytes: &[u8], decoded: Decoded) {
-        let bytes = cut(words_of(bytes), decoded.length);
-        self.slots[slot_of(rip)] = Some(Slot { rip, bits, bytes, decoded });
-    }
+    let address = code_address(cpu, bits);
+    let gpa = locate(cpu, memory, address).ok_or(Stop::Repeat)?;
+    let (bytes, count) = fetch(cpu, memory, address, gpa);
+    let bytes = bytes.get(..count).unwrap_or(&[]);
+    let decoded = decode(bytes, bits, rip).ok_or(Stop::Unemulated)?;
+    Ok(slot(bytes, decoded))
 }
 
 /// Returns the code at RIP as it is now, `length` bytes at least.
 #[inline]
-fn current(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, fetched: &[u8], length: u8) -> Option<Words> {
+fn current(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause, length: u8) -> Option<Words> {
+    let fetched = cause.fetched();
     if fetched.len() >= length.into() {
         return Some(words_of(fetched));
     }
     let address = code_address(cpu, bits);
-    // Three aligned words reach 24 bytes from the first.
-    if address.page_offset() <= PAGE_SIZE - 24 {
-        return words_at(memory, locate(cpu, memory, address)?);
+    if address.page_offset() + u64::from(length) <= PAGE_SIZE {
+        return words_at(memory, locate(cpu, memory, address)?, length);
     }
     let (bytes, count) = read_code(cpu, memory, address);
     (count >= length.into()).then(|| words_of(&bytes))
@@ -153,8 +149,9 @@ fn read_code(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> ([u8;
 
 /// Returns the record of an instruction that is not emulated.
 #[cold]
-pub(super) fn record(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, fetched: &[u8]) -> Unemulated {
+pub(super) fn record(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause) -> Unemulated {
     let (mut bytes, mut count) = read_code(cpu, memory, code_address(cpu, bits));
+    let fetched = cause.fetched();
     if count < fetched.len() {
         count = fetched.len().min(bytes.len());
         for (to, from) in bytes.iter_mut().zip(fetched) {

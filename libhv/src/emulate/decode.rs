@@ -79,6 +79,8 @@ pub(super) struct Decoded {
     pub(super) address: Width,
     pub(super) repeat: Repeat,
     pub(super) lock: bool,
+    /// The memory operand is all that the instruction reads or writes in memory, and lies where the operand says.
+    pub(super) one_place: bool,
 }
 
 /// Decodes the instruction that `bytes` begin with, in code of `bits` bits (16, 32 or 64) at `rip`. `None` where they
@@ -140,6 +142,10 @@ pub(super) fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Decoded> {
             Repeat::Once
         },
         lock: instruction.has_lock_prefix(),
+        one_place: !matches!(
+            operation,
+            Operation::String(..) | Operation::Push(_) | Operation::Pop(_) | Operation::Call(_) | Operation::Bits(_)
+        ),
     })
 }
 

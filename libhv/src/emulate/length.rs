@@ -3,7 +3,6 @@
 
 use super::translate::locate;
 use crate::address::{Gpa, Gva, PAGE_SIZE};
-use crate::exit::Width;
 use crate::memory::GuestMemory;
 use crate::registers::{GuestState, SegmentRegister};
 
@@ -141,7 +140,7 @@ pub fn instruction_length(cpu: &impl GuestState, memory: &GuestMemory, expected:
     let pattern = expected.pattern();
     if matches!(pattern.tail, Tail::Nothing) && expected != Opcode::Pause {
         let offset = gpa.as_u64() % 8;
-        let word = memory.read_number(Gpa::new(gpa.as_u64() - offset), Width::Qword).ok()? >> (8 * offset);
+        let word = memory.word(gpa)? >> (8 * offset);
         if offset + u64::from(pattern.length) <= 8 && word as u32 & pattern.mask == pattern.bytes {
             return Some(pattern.length.into());
         }
@@ -245,6 +244,7 @@ fn operand_bytes(modrm: u8, next: Option<u8>, addresses_16_bits: bool) -> usize 
 mod tests {
     use super::*;
     use crate::emulate::fake::FakeCpu;
+    use crate::exit::Width;
     use crate::registers::{EntryState, SegmentAttributes};
     use iced_x86::{Decoder, DecoderOptions, Mnemonic};
     use proptest::prelude::*;

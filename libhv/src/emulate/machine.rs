@@ -1,9 +1,10 @@
 //! The guest's registers and memory as one instruction sees them: operands in, operands out.
 
 use super::Bus;
+use super::cause::Cause;
 use super::decode::{Decoded, MemoryOperand, NO_REGISTER, Operand};
-use super::segment::{Reference, linear_address};
-use super::translate::{Access, Paging, WalkError};
+use super::segment::{Reference, address_in_64_bit_mode, linear_address};
+use super::translate::{Access, Paging, PagingFeatures, WalkError};
 use crate::address::{Gpa, Gva, PAGE_SIZE};
 use crate::exit::{Event, PageFault, Width};
 use crate::memory::GuestMemory;
@@ -55,7 +56,10 @@ pub(super) struct Machine<'a, C, B> {
     pub(super) cpu: &'a mut C,
     pub(super) memory: &'a mut GuestMemory,
     pub(super) bus: &'a mut B,
-    pub(super) paging: Paging,
+    pub(super) cause: &'a Cause,
+    pub(super) features: PagingFeatures,
+    /// Taken from the registers when it is first needed.
+    pub(super) paging: Option<Paging>,
     /// The width of the code: 16, 32 or 64.
     pub(super) bits: u32,
 }
@@ -68,6 +72,13 @@ pub(super) fn sign_extend(value: u64, width: Width) -> u64 {
 }
 
 impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+    /// Returns the guest's paging.
+    #[inline]
+    pub(super) fn paging(&mut self) -> Paging {
+        let (cpu, features) = (&*self.cpu, self.features);
+        *self.paging.get_or_insert_with(|| Paging::of(cpu, features))
+    }
+
     /// Returns the low `width` of a general-purpose register.
     #[inline]
     pub(super) fn register(&self, number: u8, width: Width) -> u64 {
@@ -187,8 +198,15 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
     /// Translates the instruction's memory operand.
     #[inline]
     pub(super) fn operand(&mut self, instruction: &Decoded, write: bool) -> Result<Span, Stop> {
+        let MemoryOperand { segment, bytes, .. } = instruction.memory;
         let offset = self.effective_address(&instruction.memory, instruction.address);
-        self.span(instruction.memory.segment, offset, instruction.memory.bytes.into(), write)
+        if self.bits == 64 && instruction.one_place {
+            let linear = address_in_64_bit_mode(self.cpu, segment, offset);
+            if let Some(gpa) = self.cause.place(linear, bytes.into(), write) {
+                return Ok(Span { first: gpa, second: gpa, here: bytes.into(), bytes: bytes.into() });
+            }
+        }
+        self.span(segment, offset, bytes.into(), write)
     }
 
     /// Translates `bytes` bytes (1 to 32) at an offset in a segment; for a write where `write` is set, which a read
@@ -202,7 +220,8 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
         write: bool,
     ) -> Result<Span, Stop> {
         let reference = Reference { segment, offset, bytes: bytes as u64, write };
-        let address = linear_address(self.cpu, &self.paging, self.bits, reference)?;
+        let paging = self.paging();
+        let address = linear_address(self.cpu, &paging, self.bits, reference)?;
         self.pages(address, bytes, write)
     }
 
@@ -212,7 +231,8 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
         let MemoryOperand { segment, bytes, .. } = instruction.memory;
         let offset = self.effective_address(&instruction.memory, instruction.address);
         let reference = Reference { segment, offset, bytes: bytes.into(), write };
-        let address = linear_address(self.cpu, &self.paging, self.bits, reference)?;
+        let paging = self.paging();
+        let address = linear_address(self.cpu, &paging, self.bits, reference)?;
         if address.as_u64() & (alignment - 1) != 0 {
             return Err(Stop::Fault(Event::GENERAL_PROTECTION));
         }
@@ -244,8 +264,9 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
     /// Translates `bytes` bytes at a linear address.
     #[inline]
     fn pages(&mut self, address: Gva, bytes: usize, write: bool) -> Result<Span, Stop> {
+        let paging = self.paging();
         let access = if write { Access::WRITE } else { Access::READ };
-        let first = self.paging.translate(self.memory, address, access)?;
+        let first = paging.translate(self.memory, address, access)?;
         let here = ((PAGE_SIZE - address.page_offset()) as usize).min(bytes);
         let second = if here == bytes {
             first
@@ -254,20 +275,21 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
             if self.bits != 64 {
                 next = Gva::new(next.as_u64() & 0xFFFF_FFFF);
             }
-            self.paging.translate(self.memory, next, access)?
+            paging.translate(self.memory, next, access)?
         };
         Ok(Span { first, second, here, bytes })
     }
 
     /// Reads 16 bits of a system structure at a linear address, as the processor does by itself.
     pub(super) fn system_word(&mut self, address: u64) -> Result<u64, Stop> {
+        let paging = self.paging();
         let mut word = 0;
         for position in 0..2 {
             let mut address = address.wrapping_add(position);
             if self.bits != 64 && self.cpu.efer() & EFER_LMA == 0 {
                 address &= 0xFFFF_FFFF;
             }
-            let gpa = self.paging.translate(self.memory, Gva::new(address), Access::SYSTEM)?;
+            let gpa = paging.translate(self.memory, Gva::new(address), Access::SYSTEM)?;
             let byte = self.memory.read_number(gpa, Width::Byte).map_err(|_| Stop::Unemulated)?;
             word |= byte << (8 * position);
         }

@@ -1,6 +1,7 @@
 //! One guest instruction in software: decode, operands, execute.
 
 mod cache;
+mod cause;
 mod control;
 mod decode;
 mod execute;
@@ -22,6 +23,7 @@ use crate::registers::{GuestState, VectorState};
 use cache::Cache;
 use machine::{Machine, Stop};
 
+pub use cause::Cause;
 pub use control::control_access;
 pub use length::{Opcode, instruction_length};
 pub use segment::{Reference, linear_address};
@@ -72,9 +74,8 @@ impl Emulator {
         Self { features, cache: Cache::new() }
     }
 
-    /// Executes the instruction at RIP: memory through `memory`, everything else through `bus`. `fetched` are its bytes
-    /// where the processor reported them, and may be empty. RIP and RFLAGS.RF are left as they are; single-step traps
-    /// are whoever's sets RIP.
+    /// Executes the instruction at RIP: memory through `memory`, everything else through `bus`. `cause` is what
+    /// the exit says of it. RIP and RFLAGS.RF are left as they are; single-step traps are whoever's sets RIP.
     ///
     /// Exceptions that come before an exit the processor has already raised; I/O permissions are checked here once
     /// more, because the guest can change the instruction after its exit.
@@ -83,19 +84,19 @@ impl Emulator {
         cpu: &mut (impl GuestState + VectorState),
         memory: &mut GuestMemory,
         bus: &mut impl Bus,
-        fetched: &[u8],
+        cause: &Cause,
     ) -> Outcome {
         let bits = cpu.code_bits();
-        let outcome = self.cache.instruction(cpu, memory, bits, fetched).and_then(|instruction| {
-            let paging = Paging::of(cpu, self.features);
-            Machine { cpu, memory, bus, paging, bits }.execute(&instruction)
+        let outcome = self.cache.instruction(cpu, memory, bits, cause).and_then(|instruction| {
+            let mut machine = Machine { cpu, memory, bus, cause, features: self.features, paging: None, bits };
+            machine.execute(instruction)
         });
         match outcome {
             Ok(next_rip) => Outcome::Done { next_rip },
             Err(Stop::Repeat) => Outcome::Repeat,
             Err(Stop::Fault(event)) => Outcome::Fault(event),
             Err(Stop::PageFault(fault)) => Outcome::PageFault(fault),
-            Err(Stop::Unemulated) => Outcome::Unemulated(cache::record(cpu, memory, bits, fetched)),
+            Err(Stop::Unemulated) => Outcome::Unemulated(cache::record(cpu, memory, bits, cause)),
         }
     }
 }

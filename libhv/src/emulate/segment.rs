@@ -37,10 +37,7 @@ pub fn linear_address(
     let fault = if register == SegmentRegister::Ss { STACK_FAULT } else { Event::GENERAL_PROTECTION };
     let more = bytes.saturating_sub(1);
     if code_bits == 64 {
-        let address = match register {
-            SegmentRegister::Fs | SegmentRegister::Gs => cpu.segment(register).base.wrapping_add(offset),
-            _ => offset,
-        };
+        let address = address_in_64_bit_mode(cpu, register, offset);
         let last = address.wrapping_add(more);
         return if paging.canonical(address) && paging.canonical(last) { Ok(Gva::new(address)) } else { Err(fault) };
     }
@@ -55,6 +52,15 @@ pub fn linear_address(
         return Err(fault);
     }
     Ok(Gva::new(segment.base.wrapping_add(offset) & 0xFFFF_FFFF))
+}
+
+/// Returns the linear address of an offset in 64-bit mode, canonical or not: only FS and GS have a base there.
+#[inline]
+pub(super) fn address_in_64_bit_mode(cpu: &impl GuestState, register: SegmentRegister, offset: u64) -> u64 {
+    match register {
+        SegmentRegister::Fs | SegmentRegister::Gs => cpu.segment(register).base.wrapping_add(offset),
+        _ => offset,
+    }
 }
 
 /// Returns whether a segment of protected mode may be read, or written.

@@ -1,9 +1,12 @@
 //! Guest-linear to guest-physical addresses, as the processor would have translated them: permissions, page faults,
 //! accessed and dirty bits (SDM Vol. 3A 4.6 to 4.8).
 
-use super::walk::{ACCESSED, ADDRESS, DIRTY, EXECUTE_DISABLE, Format, Miss, PRESENT, Tables, USER, WRITABLE, Walk};
+use super::walk::{
+    ACCESSED, ADDRESS, DIRTY, EXECUTE_DISABLE, Format, LARGE, Miss, Seen, Tables, USER, WRITABLE, Walk, entry_at,
+    in_page,
+};
 use crate::address::{Gpa, Gva};
-use crate::exit::{PageFault, Width};
+use crate::exit::PageFault;
 use crate::memory::{GuestMemory, NotMemory};
 use crate::registers::{
     CR0_WP, CR4_LA57, CR4_PAE, CR4_PKE, CR4_PKS, CR4_SMAP, CR4_SMEP, ControlRegister, EFER_LMA, EFER_NXE, GuestState,
@@ -122,15 +125,29 @@ impl Paging {
         if !self.canonical(linear) {
             return Err(WalkError::NotCanonical);
         }
+        if let Some(seen) = self.tables.walk_quickly(memory, linear)
+            && seen.all & ACCESSED != 0
+            && (!access.write || seen.leaf & DIRTY != 0)
+        {
+            self.judge(&seen, address, access)?;
+            return Ok(seen.gpa);
+        }
+        self.translate_and_mark(memory, address, access)
+    }
+
+    #[inline(never)]
+    fn translate_and_mark(&self, memory: &mut GuestMemory, address: Gva, access: Access) -> Result<Gpa, WalkError> {
         for _ in 0..ATTEMPTS {
-            let walk = self.tables.walk(memory, linear).map_err(|miss| match miss {
+            let walk = self.tables.walk(memory, address.as_u64()).map_err(|miss| match miss {
                 Miss::NotPresent => self.fault(address, access, 0),
                 Miss::Reserved => self.fault(address, access, FAULT_PRESENT | FAULT_RESERVED),
                 Miss::NotMemory(gpa) => WalkError::TableNotMemory(gpa),
             })?;
-            self.judge(&walk, address, access)?;
+            if walk.count > 0 {
+                self.judge(&walk.seen, address, access)?;
+            }
             if mark(&walk, memory, access.write)? {
-                return Ok(walk.gpa);
+                return Ok(walk.seen.gpa);
             }
         }
         Err(WalkError::Contended)
@@ -153,14 +170,11 @@ impl Paging {
 
     /// Returns an error unless the access is permitted (SDM Vol. 3A 4.6.1).
     #[inline]
-    fn judge(&self, walk: &Walk, address: Gva, access: Access) -> Result<(), WalkError> {
-        if walk.count == 0 {
-            return Ok(());
-        }
+    fn judge(&self, seen: &Seen, address: Gva, access: Access) -> Result<(), WalkError> {
         let user_access = self.user && !access.implicit;
-        let user_page = walk.all & USER != 0;
-        let read_only = walk.all & WRITABLE == 0;
-        let mut forbidden = access.fetch && self.no_execute && walk.any & EXECUTE_DISABLE != 0;
+        let user_page = seen.all & USER != 0;
+        let read_only = seen.all & WRITABLE == 0;
+        let mut forbidden = access.fetch && self.no_execute && seen.any & EXECUTE_DISABLE != 0;
         if user_access {
             forbidden |= !user_page || access.write && read_only;
         } else {
@@ -174,7 +188,7 @@ impl Paging {
             }
         }
         let key = if self.cr4 & (CR4_PKE | CR4_PKS) != 0 && !access.fetch {
-            self.key_forbids(walk, user_access, user_page, access.write)?
+            self.key_forbids(seen, user_access, user_page, access.write)?
         } else {
             false
         };
@@ -187,7 +201,7 @@ impl Paging {
 
     /// Returns whether the page's protection key forbids a data access (SDM Vol. 3A 4.6.2).
     #[cold]
-    fn key_forbids(&self, walk: &Walk, user_access: bool, user_page: bool, write: bool) -> Result<bool, WalkError> {
+    fn key_forbids(&self, seen: &Seen, user_access: bool, user_page: bool, write: bool) -> Result<bool, WalkError> {
         if !matches!(self.tables.format, Format::Long { .. }) {
             return Ok(false);
         }
@@ -198,8 +212,7 @@ impl Paging {
             return Ok(false);
         }
         let rights = self.pkru.ok_or(WalkError::UnknownKeys)?;
-        let leaf = walk.steps.get(walk.count.wrapping_sub(1)).map_or(0, |step| step.entry);
-        let rights = rights >> (2 * (leaf >> 59 & 15));
+        let rights = rights >> (2 * (seen.leaf >> 59 & 15));
         let write_disabled = rights & 2 != 0 && (user_access || self.cr0 & CR0_WP != 0);
         Ok(rights & 1 != 0 || write && write_disabled)
     }
@@ -231,20 +244,16 @@ pub fn locate(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> Opti
     if cpu.efer() & EFER_LMA == 0 || cpu.control(ControlRegister::Cr4) & (CR4_PAE | CR4_LA57) != CR4_PAE {
         return locate_slowly(cpu, memory, linear);
     }
-    let mut table = cpu.control(ControlRegister::Cr3) & ADDRESS;
-    for shift in [39, 30, 21, 12] {
-        let at = Gpa::new(table | (linear >> shift & 0x1FF) << 3);
-        let entry = memory.read_number(at, Width::Qword).ok()?;
-        if entry & PRESENT == 0 {
-            return None;
-        }
-        if shift == 12 || entry & 1 << 7 != 0 {
-            let offset = (1u64 << shift) - 1;
-            return Some(Gpa::new(entry & ADDRESS & !offset | linear & offset));
-        }
-        table = entry & ADDRESS;
+    let entry = entry_at(memory, cpu.control(ControlRegister::Cr3) & ADDRESS, linear >> 36)?;
+    let entry = entry_at(memory, entry & ADDRESS, linear >> 27)?;
+    if entry & LARGE != 0 {
+        return Some(in_page(entry, linear, 30));
     }
-    None
+    let entry = entry_at(memory, entry & ADDRESS, linear >> 18)?;
+    if entry & LARGE != 0 {
+        return Some(in_page(entry, linear, 21));
+    }
+    Some(in_page(entry_at(memory, entry & ADDRESS, linear >> 9)?, linear, 12))
 }
 
 #[cold]
@@ -253,7 +262,7 @@ fn locate_slowly(cpu: &impl GuestState, memory: &GuestMemory, linear: u64) -> Op
     let (cr0, cr4) = (cpu.control(ControlRegister::Cr0), cpu.control(ControlRegister::Cr4));
     let format = Format::of(cr0, cr4, cpu.efer());
     let root = cpu.control(ControlRegister::Cr3);
-    Tables { format, root, reserved: 0, gigabyte_pages: true }.walk(memory, linear).ok().map(|walk| walk.gpa)
+    Tables { format, root, reserved: 0, gigabyte_pages: true }.walk(memory, linear).ok().map(|walk| walk.seen.gpa)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub(super) const ACCESSED: u64 = 1 << 5;
 /// Entry bit 6: dirty, in entries that map a page.
 pub(super) const DIRTY: u64 = 1 << 6;
 /// Entry bit 7: maps a large page.
-const LARGE: u64 = 1 << 7;
+pub(super) const LARGE: u64 = 1 << 7;
 /// Entry bit 63: no instruction fetches, where IA32_EFER.NXE is set.
 pub(super) const EXECUTE_DISABLE: u64 = 1 << 63;
 /// Bits 51:12, the physical address of a table or a page.
@@ -26,6 +26,19 @@ pub(super) const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const PAE_POINTER_RESERVED: u64 = 0x1E6 | 0xFFF0_0000_0000_0000;
 /// Bits 62:52, ignored in IA-32e mode and reserved in PAE paging.
 const PAE_RESERVED: u64 = 0x7FF << 52;
+
+/// Returns the present entry of 64 bits in the table at `table` (a multiple of 4096) that bits 11:3 of `index` choose.
+#[inline]
+pub(super) fn entry_at(memory: &GuestMemory, table: u64, index: u64) -> Option<u64> {
+    memory.word(Gpa::new(table | index & 0xFF8)).filter(|entry| entry & PRESENT != 0)
+}
+
+/// Returns where `address` lies in the page of 2^`shift` bytes that `entry` maps.
+#[inline]
+pub(super) fn in_page(entry: u64, address: u64, shift: u32) -> Gpa {
+    let offset = (1 << shift) - 1;
+    Gpa::new(entry & ADDRESS & !offset | address & offset)
+}
 
 /// The format of the tables that are in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,19 +97,27 @@ pub(super) struct Step {
     pub(super) entry: u64,
 }
 
-/// A walk that reached a page.
+/// What a walk that reached a page has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Walk {
+pub(super) struct Seen {
     /// Where the address leads.
     pub(super) gpa: Gpa,
+    /// The AND of all entries that carry permissions: a permission holds where all grant it.
+    pub(super) all: u64,
+    /// The OR of all entries: one execute-disable suffices.
+    pub(super) any: u64,
+    /// The entry that maps the page.
+    pub(super) leaf: u64,
+}
+
+/// A walk with what it takes to change the entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Walk {
+    pub(super) seen: Seen,
     /// The entries that carry permissions and accessed bits, from the top; `count` of them.
     pub(super) steps: [Step; 5],
     /// 0 to 5; 0 only without paging.
     pub(super) count: usize,
-    /// The AND of all entries: a permission holds where all grant it.
-    pub(super) all: u64,
-    /// The OR of all entries: one execute-disable suffices.
-    pub(super) any: u64,
     /// Bytes in an entry.
     pub(super) width: Width,
 }
@@ -121,7 +142,8 @@ impl From<NotMemory> for Miss {
 impl Walk {
     #[inline]
     fn start(width: Width) -> Self {
-        Self { gpa: Gpa::new(0), steps: [Step::default(); 5], count: 0, all: u64::MAX, any: 0, width }
+        let seen = Seen { gpa: Gpa::new(0), all: u64::MAX, any: 0, leaf: 0 };
+        Self { seen, steps: [Step::default(); 5], count: 0, width }
     }
 
     #[inline]
@@ -130,19 +152,55 @@ impl Walk {
             *step = Step { at, entry };
             self.count += 1;
         }
-        self.all &= entry;
-        self.any |= entry;
+        self.seen.all &= entry;
+        self.seen.any |= entry;
+        self.seen.leaf = entry;
     }
 }
 
 impl Tables {
-    /// Follows the tables to the page that holds `address`, whose canonical form is the caller's concern.
+    /// Follows four levels of entries without reserved bits, which is nearly every walk there is; `None` for any other,
+    /// which [`walk`](Self::walk) judges.
     #[inline]
+    pub(super) fn walk_quickly(&self, memory: &GuestMemory, address: u64) -> Option<Seen> {
+        if self.format != (Format::Long { levels: 4 }) {
+            return None;
+        }
+        let top = entry_at(memory, self.root & ADDRESS, address >> 36)?;
+        let second = entry_at(memory, top & ADDRESS, address >> 27)?;
+        let (mut all, mut any) = (top & second, top | second);
+        let mut leaf = second;
+        let mut shift = 30;
+        if second & LARGE == 0 {
+            leaf = entry_at(memory, second & ADDRESS, address >> 18)?;
+            (all, any) = (all & leaf, any | leaf);
+            shift = 21;
+            if leaf & LARGE == 0 {
+                leaf = entry_at(memory, leaf & ADDRESS, address >> 9)?;
+                (all, any) = (all & leaf, any | leaf);
+                shift = 12;
+            }
+        }
+        // Bits 12 and 7 of a 4 KiB page's entry are address and PAT; a large page's address begins at `shift`.
+        let mut reserved = any & self.reserved | top & LARGE;
+        if shift != 12 {
+            reserved |= leaf & ((1 << shift) - (1 << 13));
+            if shift == 30 && !self.gigabyte_pages {
+                return None;
+            }
+        }
+        if reserved != 0 {
+            return None;
+        }
+        Some(Seen { gpa: in_page(leaf, address, shift), all, any, leaf })
+    }
+
+    /// Follows the tables to the page that holds `address`, whose canonical form is the caller's concern.
     pub(super) fn walk(&self, memory: &GuestMemory, address: u64) -> Result<Walk, Miss> {
         match self.format {
             Format::Off => {
                 let mut walk = Walk::start(Width::Qword);
-                walk.gpa = Gpa::new(address & 0xFFFF_FFFF);
+                walk.seen.gpa = Gpa::new(address & 0xFFFF_FFFF);
                 Ok(walk)
             }
             Format::Bits32 { large } => self.walk32(memory, address & 0xFFFF_FFFF, large),
@@ -187,8 +245,7 @@ impl Tables {
                 walk.step(at, entry);
             }
             if large || level == 1 {
-                let offset = (1 << shift) - 1;
-                walk.gpa = Gpa::new(entry & ADDRESS & !offset | address & offset);
+                walk.seen.gpa = in_page(entry, address, shift);
                 return Ok(walk);
             }
             table = entry & ADDRESS;
@@ -210,7 +267,7 @@ impl Tables {
                 return Err(Miss::Reserved);
             }
             walk.step(at, entry);
-            walk.gpa = Gpa::new(high | entry & 0xFFC0_0000 | address & 0x3F_FFFF);
+            walk.seen.gpa = Gpa::new(high | entry & 0xFFC0_0000 | address & 0x3F_FFFF);
             return Ok(walk);
         }
         walk.step(at, entry);
@@ -220,7 +277,7 @@ impl Tables {
             return Err(Miss::NotPresent);
         }
         walk.step(at, entry);
-        walk.gpa = Gpa::new(entry & 0xFFFF_F000 | address & 0xFFF);
+        walk.seen.gpa = Gpa::new(entry & 0xFFFF_F000 | address & 0xFFF);
         Ok(walk)
     }
 }

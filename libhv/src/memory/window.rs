@@ -54,7 +54,7 @@ impl Window {
     /// Makes a window.
     ///
     /// # Safety
-    /// `base` points to `bytes` bytes, aligned to 8, mapped writable for as long as the window lives, and no Rust
+    /// `base` points to `bytes` bytes, aligned to 8 and a multiple of 8, mapped writable for as long as the window lives, and no Rust
     /// reference to them exists; whoever else uses them (a guest) does so by the processor's own memory accesses. They
     /// lie at `host`, contiguous in physical memory, and are given to the guest for good: even when the window is gone,
     /// they serve nobody else while a processor may walk nested tables that map them.
@@ -129,6 +129,19 @@ impl Window {
             // SAFETY: as above.
             Width::Qword => unsafe { AtomicU64::from_ptr(from.cast()) }.load(Ordering::Relaxed),
         })
+    }
+
+    /// Reads the aligned word of 64 bits that holds the byte at `offset`, in one access.
+    #[inline]
+    #[must_use]
+    pub fn word(&self, offset: usize) -> Option<u64> {
+        if offset >= self.bytes {
+            return None;
+        }
+        let from = self.base.cast::<u64>().as_ptr().wrapping_add(offset / 8);
+        // SAFETY: the base is aligned to 8 and the memory a multiple of 8 bytes (`new`), so that the whole word is in
+        // it where one byte is; shared by atomic accesses alone.
+        Some(unsafe { AtomicU64::from_ptr(from) }.load(Ordering::Relaxed))
     }
 
     /// Writes a number of `width` bytes; in one access where it is aligned, else byte by byte.

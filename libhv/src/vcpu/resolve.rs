@@ -3,7 +3,7 @@
 use super::{Appliance, Backend, Vcpu, World, control};
 use crate::address::Gpa;
 use crate::devices::Chipset;
-use crate::emulate::{Bus, Outcome, control_access};
+use crate::emulate::{Bus, Cause, Outcome, control_access};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
 use crate::registers::{ControlRegister, Gpr};
@@ -88,7 +88,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     #[inline]
     fn port<H: Host>(&mut self, access: PortIo, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         if access.string {
-            return self.emulate(world, now);
+            return self.emulate(None, world, now);
         }
         let PortIo { port, width, input, .. } = access;
         let rax = self.backend.gpr(Gpr::Rax);
@@ -110,15 +110,13 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         if world.memory.contains(fault.gpa, 1) && !fault.page_walk {
             return Resolution::NotMine;
         }
-        self.emulate(world, now)
+        self.emulate(Some(&fault), world, now)
     }
 
-    fn emulate<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn emulate<H: Host>(&mut self, fault: Option<&NestedPageFault>, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         let mut bus = DeviceBus { chipset: world.chipset, processor: self.index, now };
-        let mut fetched = [0; 15];
-        let count = self.backend.fetched().len().min(fetched.len());
-        fetched[..count].copy_from_slice(&self.backend.fetched()[..count]);
-        let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &fetched[..count]);
+        let cause = Cause::new(self.backend.fetched(), fault);
+        let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &cause);
         let resolution = match outcome {
             Outcome::Done { next_rip } => {
                 self.backend.advance_to(next_rip);

@@ -5,7 +5,7 @@
 use crate::address::Gpa;
 use crate::emulate::fake::{FakeBus, FakeCpu};
 use crate::emulate::flags::{AF, CF, OF, PF, SF, STATUS, ZF};
-use crate::emulate::{Emulator, Outcome, PagingFeatures};
+use crate::emulate::{Cause, Emulator, Outcome, PagingFeatures};
 use crate::memory::GuestMemory;
 use crate::registers::{EntryState, Gpr, RFLAGS_RESERVED};
 use core::arch::asm;
@@ -98,7 +98,7 @@ fn emulated(bytes: &[u8], before: &State) -> (Outcome, State) {
     cpu.state.rflags = before.rflags;
     cpu.vectors[..2].copy_from_slice(&before.vectors);
     let mut emulator = Emulator::new(PagingFeatures { physical_bits: 40, gigabyte_pages: true });
-    let outcome = emulator.execute(&mut cpu, &mut memory, &mut FakeBus::default(), &[]);
+    let outcome = emulator.execute(&mut cpu, &mut memory, &mut FakeBus::default(), &Cause::UNKNOWN);
     let mut after = before.clone();
     after.registers = REGISTERS.map(|register| cpu.state.gprs[register as usize]);
     after.rflags = cpu.state.rflags;

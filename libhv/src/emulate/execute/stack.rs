@@ -71,10 +71,10 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
     }
 
     /// Returns the target of a jump as RIP will have it; #GP(0) where it is not canonical or beyond the limit of CS.
-    fn target(&self, value: u64, width: Width) -> Result<u64, Stop> {
+    fn target(&mut self, value: u64, width: Width) -> Result<u64, Stop> {
         let target = value & width.mask();
         let valid = if self.bits == 64 {
-            self.paging.canonical(target)
+            self.paging().canonical(target)
         } else {
             target <= self.cpu.segment(SegmentRegister::Cs).limit.into()
         };

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::emulate::fake::FakeCpu;
+use crate::exit::Width;
 use crate::registers::EntryState;
 use proptest::prelude::*;
 use std::collections::BTreeMap;

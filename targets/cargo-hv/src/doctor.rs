@@ -31,8 +31,7 @@ pub(crate) fn run(install: bool) -> Result<u8> {
     line(guests::has_busybox(), "busybox, for a guest", "the initial file system of Linux guests");
     for name in machine::names() {
         let machine = Machine::named(&name)?;
-        let lacking = machine.requires.filter(|path| !path.exists());
-        let lacking = lacking.map_or(String::new(), |path| format!(" (not here: there is no {})", path.display()));
+        let lacking = machine.lacking().map_or(String::new(), |lacking| format!(" (not here, for want of {lacking})"));
         println!("the machine {name}: {}{lacking}", machine.about);
     }
     if let Some(toolchain) = Toolchain::find() {

@@ -181,7 +181,8 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|prerequisite| prerequisite.name).collect();
     let commands = commands(&missing)?;
     let Some(leader) = leader() else {
-        let lines: Vec<_> = commands.iter().map(|words| format!("  sudo {}", words.join(" "))).collect();
+        let sudo = |words: &[String]| if is_ours(words) { "" } else { "sudo " };
+        let lines: Vec<_> = commands.iter().map(|words| format!("  {}{}", sudo(words), words.join(" "))).collect();
         return Err(Failure::new(
             MISSING,
             format!(
@@ -196,7 +197,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     for words in commands {
         say(format_args!("installing: {}", words.join(" ")));
-        let words: Vec<_> = if words[0] == "rustup" { words } else { leader.iter().cloned().chain(words).collect() };
+        let words: Vec<_> = if is_ours(&words) { words } else { leader.iter().cloned().chain(words).collect() };
         let mut command = Command::new(&words[0]);
         command::output(command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive"), MISSING)?;
     }
@@ -248,6 +249,11 @@ fn commands(missing: &[&Prerequisite]) -> Result<Vec<Vec<String>>> {
         commands.push(words("rustup component add").into_iter().chain(components).collect());
     }
     Ok(commands)
+}
+
+/// Whether a command changes the user's own files only.
+fn is_ours(words: &[String]) -> bool {
+    words.first().is_some_and(|program| program == "rustup")
 }
 
 fn is_bookworm() -> bool {

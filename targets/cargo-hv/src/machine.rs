@@ -10,7 +10,7 @@ use crate::status::{Doing, Failure, Result};
 
 /// A machine as its file says.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Machine {
     /// The name of the file.
     #[serde(skip)]
@@ -23,8 +23,9 @@ pub(crate) struct Machine {
     deterministic: Vec<String>,
     /// MiB the machine has more than its guest.
     pub(crate) headroom: u64,
-    /// A file that must exist on this computer.
-    pub(crate) requires: Option<PathBuf>,
+    /// This computer's own processor, through KVM with nested virtualization.
+    #[serde(default)]
+    nested_kvm: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -42,6 +43,19 @@ impl Machine {
             .map_err(|_| Failure::request(format!("no machine is called {name}; there are: {}", names().join(", "))))?;
         let machine: Self = toml::from_str(&text).doing(path.display())?;
         Ok(Self { name: name.to_owned(), ..machine })
+    }
+
+    /// What this computer lacks for the machine, if anything.
+    pub(crate) fn lacking(&self) -> Option<&'static str> {
+        let says_yes = |vendor: &str| {
+            let switch = format!("/sys/module/kvm_{vendor}/parameters/nested");
+            std::fs::read_to_string(switch).is_ok_and(|text| ["Y", "1"].contains(&text.trim()))
+        };
+        match self.nested_kvm {
+            true if !Path::new("/dev/kvm").exists() => Some("/dev/kvm"),
+            true if !says_yes("intel") && !says_yes("amd") => Some("nested virtualization in KVM"),
+            _ => None,
+        }
     }
 
     /// The settings for a machine of this size.

@@ -39,8 +39,8 @@ pub(crate) fn run(request: &cli::Run) -> Result<u8> {
 /// The job that a command line describes, with all its files made and found.
 pub(crate) fn job(request: &cli::Run, scratch: &Path) -> Result<Job> {
     let machine = Machine::named(&request.on)?;
-    if let Some(required) = machine.requires.as_ref().filter(|path| !path.exists()) {
-        return Err(Failure::request(format!("the machine {} needs {}", machine.name, required.display())));
+    if let Some(lacking) = machine.lacking() {
+        return Err(Failure::request(format!("the machine {} needs {lacking}, which is not here", machine.name)));
     }
     install::ensure(&[Need::Build, Need::of(machine.emulator)])?;
     let (kernel, initrd, append) = guest_of(image_of(request), &request.guest);

@@ -146,8 +146,7 @@ fn attempt(
     machine: &str,
     sink: &mut dyn FnMut(Source, &[u8]),
 ) -> Result<Option<crate::supervise::Outcome>> {
-    let required = Machine::named(machine)?.requires;
-    if required.is_some_and(|required| !required.exists()) {
+    if Machine::named(machine)?.lacking().is_some() {
         return Ok(None);
     }
     let scratch = tempfile::tempdir().doing("making a folder for the run")?;

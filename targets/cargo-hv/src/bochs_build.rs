@@ -37,6 +37,9 @@ const OPTIONS: &[&str] = &[
     "--disable-docbook",
 ];
 
+/// Files compiled between two lines of progress.
+const PROGRESS: usize = 40;
+
 /// Bochs for `machine`, if it is one: from the cache, or built now, or Debian's own where building is not possible.
 pub(crate) fn for_machine(machine: &Machine) -> Result<Option<Bochs>> {
     if machine.emulator != Emulator::Bochs {
@@ -73,7 +76,13 @@ fn build(folder: &Path) -> Result<()> {
     command::output(Command::new("./configure").args(OPTIONS).current_dir(&source), MISSING)?;
     let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());
     say(format_args!("building Bochs: compiling with {jobs} processes, some minutes (2 of 2)"));
-    command::output(Command::new("make").arg(format!("-j{jobs}")).current_dir(&source), MISSING)?;
+    let mut compiled = 0;
+    command::watched(Command::new("make").arg(format!("-j{jobs}")).current_dir(&source), MISSING, &mut |line| {
+        compiled += usize::from(line.contains(" -c "));
+        if compiled % PROGRESS == 0 && line.contains(" -c ") {
+            say(format_args!("building Bochs: {compiled} files are compiled or being compiled"));
+        }
+    })?;
     let program = source.join("bochs");
     fs::copy(&program, folder.join("bochs")).doing(format_args!("copying {}", program.display()))?;
     say("Bochs is built and in the cache");

@@ -1,5 +1,6 @@
 //! Running other programs: quietly, with their last words kept for when they fail.
 
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,6 +23,31 @@ pub(crate) fn output(command: &mut Command, status: u8) -> Result<String> {
     }
     let said = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
     Err(Failure::new(status, format!("{name} failed ({}):\n{}", output.status, last_lines(&said, LAST_WORDS))))
+}
+
+/// Runs `command` like [`output`], and shows every line of its stdout to `watch` as it comes.
+pub(crate) fn watched(command: &mut Command, status: u8, watch: &mut dyn FnMut(&str)) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |reason: &dyn std::fmt::Display, said: &str| {
+        Failure::new(status, format!("{name} failed ({reason}):\n{}", last_lines(said, LAST_WORDS)))
+    };
+    let errors = tempfile::tempfile().map_err(|error| failed(&error, ""))?;
+    let mut file = errors.try_clone().map_err(|error| failed(&error, ""))?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+    let mut child = command.spawn().map_err(|error| failed(&error, ""))?;
+    for line in
+        child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()).map_while(|line| line.ok())
+    {
+        watch(&line);
+    }
+    let ended = child.wait().map_err(|error| failed(&error, ""))?;
+    if ended.success() {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    // Without its words the failure is still told.
+    let _ = file.rewind().and_then(|()| file.read_to_end(&mut said));
+    Err(failed(&ended, &String::from_utf8_lossy(&said)))
 }
 
 /// The last `count` lines of `text`.
@@ -65,6 +91,17 @@ mod tests {
         let failure = output(Command::new("sh").args(["-c", "echo first; echo reason >&2; exit 3"]), 104).unwrap_err();
         assert_eq!(failure.status, 104);
         assert!(failure.sentence.contains("first\nreason"), "{}", failure.sentence);
+    }
+
+    #[test]
+    fn a_watched_program_is_heard_line_by_line() {
+        let mut heard = Vec::new();
+        let mut program = Command::new("sh");
+        let result = watched(program.args(["-c", "echo a; echo b; echo why >&2; exit 1"]), 104, &mut |line| {
+            heard.push(line.to_owned());
+        });
+        assert_eq!(heard, ["a", "b"]);
+        assert!(result.unwrap_err().sentence.contains("why"));
     }
 
     #[test]

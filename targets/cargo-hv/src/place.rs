@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use crate::say::say;
 use crate::status::{Doing, Failure, Result};
 
 /// The repository's root: the folder that holds `targets/cargo-hv`.
@@ -51,7 +52,10 @@ pub(crate) fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Resu
 pub(crate) fn lock(cache: &Path, name: &str) -> Result<File> {
     let path = cache.join(format!(".{name}.lock"));
     let file = File::create(&path).doing(format_args!("making {}", path.display()))?;
-    file.lock().doing(format_args!("locking {}", path.display()))?;
+    if file.try_lock().is_err() {
+        say(format_args!("another cargo hv is making {name}; waiting for it"));
+        file.lock().doing(format_args!("locking {}", path.display()))?;
+    }
     Ok(file)
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn supervise(
     let log = folder.path().join("emulator.log");
     let (to_us, from_guest) = channel();
     let (mut emulator, guest) = match job.machine.emulator {
-        Emulator::Qemu => start_qemu(job, &com2, &log, input.is_some(), to_us)?,
+        Emulator::Qemu => start_qemu(&linked(job, folder.path())?, &com2, &log, input.is_some(), to_us)?,
         Emulator::Bochs => {
             let bochs = bochs.ok_or_else(|| Failure::new(status::MISSING, "Bochs is not there"))?;
             start_bochs(job, bochs, folder.path(), &com2, &log, input.is_some(), to_us)?
@@ -177,6 +177,20 @@ fn start_bochs(
     // The thread keeps the emulator's end of the pseudo-terminal open, and ends with the tool.
     thread::spawn(move || carry(terminal, &to_us));
     Ok((child, Guest { keys: Some(typist(keys, PACE)), tail: None }))
+}
+
+/// The job with links in `folder` in place of its files: QEMU takes what follows a space in a module's path for the module's
+/// command line, and hands the kernel's path on to the kernel.
+fn linked(job: &Job, folder: &Path) -> Result<Job> {
+    let mut job = job.clone();
+    let names = std::iter::once("kernel".to_owned()).chain((0..).map(|index| format!("module{index}")));
+    for (file, name) in std::iter::once(&mut job.start.kernel).chain(&mut job.start.modules).zip(names) {
+        let link = folder.join(name);
+        let target = std::path::absolute(&file).doing(file.display())?;
+        std::os::unix::fs::symlink(target, &link).doing(link.display())?;
+        *file = link;
+    }
+    Ok(job)
 }
 
 /// A command that dies with the tool, however the tool dies.

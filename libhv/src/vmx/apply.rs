@@ -5,7 +5,7 @@ use super::decode::{self, ExitFields};
 use super::event::{self, Injection};
 use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility, SecondaryControls};
 use super::vmcs::Window;
-use super::{Vmx, can_interrupt_delivery, entry, field, msr, timer};
+use super::{Deliveries, Vmx, entry, field, msr, timer};
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, Msr, RawExit};
 use crate::hw::{bare, vector};
@@ -24,8 +24,6 @@ const NOT_LAUNCHED: u32 = 5;
 const PENDING_SINGLE_STEP: u64 = 1 << 14;
 /// IA32_DEBUGCTL.BTF: single-step on branches.
 const DEBUGCTL_BTF: u64 = 1 << 1;
-/// #DB
-const DEBUG: u8 = 1;
 /// #DF, whose delivery unblocks nothing.
 const DOUBLE_FAULT: u32 = 8;
 
@@ -63,15 +61,14 @@ impl Backend for Vmx {
         self.vmcs.write(field::GUEST_INTERRUPTIBILITY, 0);
         self.vmcs.write(field::GUEST_ACTIVITY, 0);
         self.vmcs.write(field::ENTRY_INTERRUPTION, 0);
-        self.injected = None;
-        self.interrupted = None;
+        self.deliveries = Deliveries::default();
         self.vmcs.invalidate_linear();
     }
 
-    #[inline]
+    #[inline(always)]
     fn enter(&mut self) -> Result<Exit, EntryFailure> {
-        self.injected = None;
-        self.interrupted = None;
+        self.deliveries.injected = 0;
+        self.deliveries.interrupted = 0;
         // SAFETY: `self.vmcs` is the current VMCS, arranged and captured in `new`, whose caller vouched for tables and
         // host; `self.registers` are its own.
         if unsafe { entry::resume(&mut self.registers) }.is_err() {
@@ -81,11 +78,7 @@ impl Backend for Vmx {
         if reason & ENTRY_FAILURE != 0 {
             return Err(self.refused());
         }
-        let exit = decode::decode(reason, self);
-        if can_interrupt_delivery(reason) {
-            self.keep_interrupted(reason, exit);
-        }
-        Ok(exit)
+        Ok(decode::decode(reason, self))
     }
 
     #[cold]
@@ -116,19 +109,21 @@ impl Backend for Vmx {
 
     #[inline]
     fn take_interrupted(&mut self) -> Option<Event> {
-        self.interrupted.take()
+        let information = core::mem::take(&mut self.deliveries.interrupted);
+        let [error_code, instruction_length] = self.deliveries.interrupted_rest;
+        event::decode(Injection { information, error_code, instruction_length })
     }
 
     #[inline]
     fn accepts_interrupt(&self) -> bool {
-        self.injected.is_none()
+        self.deliveries.injected == 0
             && self.rflags() & RFLAGS_IF != 0
             && self.vmcs.read(field::GUEST_INTERRUPTIBILITY) & Interruptibility::SHADOW.0 == 0
     }
 
     fn accepts_nmi(&self) -> bool {
         let blocking = Interruptibility::SHADOW.union(Interruptibility::BLOCKING_BY_NMI);
-        self.injected.is_none() && self.vmcs.read(field::GUEST_INTERRUPTIBILITY) & blocking.0 == 0
+        self.deliveries.injected == 0 && self.vmcs.read(field::GUEST_INTERRUPTIBILITY) & blocking.0 == 0
     }
 
     fn inject(&mut self, event: Event) {
@@ -144,12 +139,14 @@ impl Backend for Vmx {
         if instruction_length != 0 {
             self.vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, instruction_length);
         }
-        self.injected = Some(event);
+        self.deliveries.injected = information;
+        self.deliveries.injected_rest = [error_code, instruction_length];
     }
 
     #[inline]
     fn injected(&self) -> Option<Event> {
-        self.injected
+        let Deliveries { injected: information, injected_rest: [error_code, instruction_length], .. } = self.deliveries;
+        event::decode(Injection { information, error_code, instruction_length })
     }
 
     #[inline]
@@ -267,37 +264,38 @@ impl Vmx {
     }
 
     /// Keeps what a fault of the guest's interrupted: the delivery of an event, or an IRET that had unblocked NMIs
-    /// (SDM Vol. 3C 28.2.3, 28.2.4). A #DB's cause goes to DR6, where the processor leaves it to the host.
-    fn keep_interrupted(&mut self, reason: u32, exit: Exit) {
-        let information = self.vmcs.read(field::IDT_VECTORING);
-        self.interrupted = event::decode(Injection {
-            information,
-            error_code: self.vmcs.read(field::IDT_VECTORING_ERROR_CODE),
-            instruction_length: self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH),
-        });
-        let blocked = Interruptibility(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
-        if self.interrupted == Some(Event::Nmi) {
-            // The NMI blocks others once it has been delivered, which it will be again.
-            let blocked = blocked.with(Interruptibility::BLOCKING_BY_NMI, false);
-            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, blocked.0);
-        } else if self.interrupted.is_none() && self.unblocked_by_iret(reason) {
-            let blocked = blocked.with(Interruptibility::BLOCKING_BY_NMI, true);
-            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, blocked.0);
+    /// (SDM Vol. 3C 28.2.3, 28.2.4). A #DB's causes go to DR6, where the processor leaves it to the host.
+    #[inline(never)]
+    pub(super) fn settle_delivery(&mut self, reason: ExitReason) {
+        let vectoring = self.vmcs.read(field::IDT_VECTORING);
+        if vectoring & event::VALID != 0 {
+            self.deliveries.interrupted = vectoring;
+            self.deliveries.interrupted_rest =
+                [self.vmcs.read(field::IDT_VECTORING_ERROR_CODE), self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH)];
+            if event::is_nmi(vectoring) {
+                // The NMI blocks others once it has been delivered, which it will be again.
+                self.block_nmis(false);
+            }
+        } else if self.unblocked_by_iret(reason) {
+            self.block_nmis(true);
         }
-        if let Exit::Exception { vector: DEBUG, .. } = exit {
+        if reason == ExitReason::EXCEPTION_OR_NMI && event::is_debug_exception(self.interruption()) {
             let causes = self.qualification();
             self.vmcs.add_to_dr6(causes);
         }
     }
 
-    fn unblocked_by_iret(&self, reason: u32) -> bool {
-        if reason == ExitReason::EXCEPTION_OR_NMI.0.into() {
-            let information = self.interruption();
-            let double_fault = information & 0xFF == DOUBLE_FAULT;
-            !event::is_nmi(information) && !double_fault && information & event::UNBLOCKED_BY_IRET != 0
-        } else {
-            reason == ExitReason::EPT_VIOLATION.0.into()
-                && self.qualification() & u64::from(event::UNBLOCKED_BY_IRET) != 0
+    fn block_nmis(&mut self, on: bool) {
+        let blocked = Interruptibility(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        self.vmcs.write(field::GUEST_INTERRUPTIBILITY, blocked.with(Interruptibility::BLOCKING_BY_NMI, on).0);
+    }
+
+    fn unblocked_by_iret(&self, reason: ExitReason) -> bool {
+        if reason == ExitReason::EPT_VIOLATION {
+            return self.qualification() & u64::from(event::UNBLOCKED_BY_IRET) != 0;
         }
+        let information = self.interruption();
+        let double_fault = information & 0xFF == DOUBLE_FAULT;
+        !event::is_nmi(information) && !double_fault && information & event::UNBLOCKED_BY_IRET != 0
     }
 }

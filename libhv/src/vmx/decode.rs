@@ -23,6 +23,9 @@ pub(super) trait ExitFields {
     fn rip(&self) -> u64;
     /// A general-purpose register of the guest.
     fn register(&self, register: Gpr) -> u64;
+    /// Settles what the exit left half done. Called for the exits that can come in the middle of the delivery of an
+    /// event, or of an IRET: the guest's own faults (SDM Vol. 3C 28.2.4).
+    fn settle(&mut self, reason: ExitReason);
 }
 
 /// Returns an exit whole, for what has no words of its own.
@@ -43,13 +46,16 @@ fn low(fields: &impl ExitFields, register: Gpr) -> u32 {
 
 /// Returns what an exit with this reason word (bit 31 clear) means.
 #[inline]
-pub(super) fn decode(reason: u32, fields: &impl ExitFields) -> Exit {
-    match ExitReason(reason.get_bits(0..16) as u16) {
+pub(super) fn decode(reason: u32, fields: &mut impl ExitFields) -> Exit {
+    match ExitReason(reason as u16) {
         ExitReason::CPUID => Exit::Cpuid { leaf: low(fields, Gpr::Rax), subleaf: low(fields, Gpr::Rcx) },
         ExitReason::RDMSR => Exit::Rdmsr(Msr(low(fields, Gpr::Rcx))),
         ExitReason::WRMSR => Exit::Wrmsr(Msr(low(fields, Gpr::Rcx)), edx_eax(fields)),
         ExitReason::IO => port_io(reason, fields),
-        ExitReason::EPT_VIOLATION => Exit::NestedPageFault(nested_page_fault(fields)),
+        ExitReason::EPT_VIOLATION => {
+            fields.settle(ExitReason::EPT_VIOLATION);
+            Exit::NestedPageFault(nested_page_fault(fields))
+        }
         ExitReason::EXTERNAL_INTERRUPT => external_interrupt(fields.interruption()),
         ExitReason::PREEMPTION_TIMER => Exit::TimerExpired,
         ExitReason::INTERRUPT_WINDOW => Exit::InterruptWindow,
@@ -57,7 +63,10 @@ pub(super) fn decode(reason: u32, fields: &impl ExitFields) -> Exit {
         ExitReason::HLT => Exit::Halt,
         ExitReason::VMCALL => Exit::Hypercall,
         ExitReason::CONTROL_REGISTER => control_register(reason, fields),
-        ExitReason::EXCEPTION_OR_NMI => exception_or_nmi(fields),
+        ExitReason::EXCEPTION_OR_NMI => {
+            fields.settle(ExitReason::EXCEPTION_OR_NMI);
+            exception_or_nmi(fields)
+        }
         ExitReason::MOV_DR => Exit::DebugRegister,
         ExitReason::RDPMC => Exit::Rdpmc(low(fields, Gpr::Rcx)),
         ExitReason::XSETBV => Exit::Xsetbv { xcr: low(fields, Gpr::Rcx), value: edx_eax(fields) },
@@ -160,6 +169,7 @@ mod tests {
         guest_linear: u64,
         rip: u64,
         registers: [u64; 16],
+        settled: Option<ExitReason>,
     }
 
     impl ExitFields for Words {
@@ -184,6 +194,9 @@ mod tests {
         fn register(&self, register: Gpr) -> u64 {
             self.registers[register as usize]
         }
+        fn settle(&mut self, reason: ExitReason) {
+            self.settled = Some(reason);
+        }
     }
 
     fn words() -> impl Strategy<Value = Words> {
@@ -195,13 +208,14 @@ mod tests {
             guest_linear: wide[2],
             rip: wide[3],
             registers,
+            settled: None,
         })
     }
 
     proptest! {
         #[test]
-        fn any_exit_decodes_and_an_unknown_one_is_kept_whole(reason in prop_oneof![0u32..100, any::<u32>()], words in words()) {
-            if let Exit::Unhandled(raw) = decode(reason, &words) {
+        fn any_exit_decodes_and_an_unknown_one_is_kept_whole(reason in prop_oneof![0u32..100, any::<u32>()], mut words in words()) {
+            if let Exit::Unhandled(raw) = decode(reason, &mut words) {
                 let whole = RawExit { code: reason.into(), info1: words.qualification, info2: words.guest_physical, rip: words.rip };
                 prop_assert_eq!(raw, whole);
             }
@@ -211,13 +225,13 @@ mod tests {
         fn port_accesses_decode_as_the_manual_lays_them_out(port: u16, size in 0usize..3, input: bool, string: bool, rest in 0u64..4) {
             let width = [Width::Byte, Width::Word, Width::Dword][size];
             let qualification = (width.bytes() as u64 - 1) | (u64::from(input) << 3) | u64::from(string) << 4 | rest << 5 | u64::from(port) << 16;
-            let words = Words { qualification, ..Words::default() };
-            prop_assert_eq!(decode(30, &words), Exit::PortIo(PortIo { port, width, input, string }));
+            let mut words = Words { qualification, ..Words::default() };
+            prop_assert_eq!(decode(30, &mut words), Exit::PortIo(PortIo { port, width, input, string }));
         }
 
         #[test]
-        fn an_ept_violation_tells_walks_from_accesses(words in words()) {
-            let Exit::NestedPageFault(fault) = decode(48, &words) else { panic!("reason 48 is an EPT violation") };
+        fn an_ept_violation_tells_walks_from_accesses(mut words in words()) {
+            let Exit::NestedPageFault(fault) = decode(48, &mut words) else { panic!("reason 48 is an EPT violation") };
             let bit = |bit: u32| words.qualification & 1 << bit != 0;
             prop_assert_eq!((fault.write, fault.fetch), (bit(1), bit(2)));
             prop_assert_eq!(fault.present, bit(3) || bit(4) || bit(5));
@@ -233,7 +247,7 @@ mod tests {
                 ..Words::default()
             };
             let named = Gpr::from_number(register);
-            let decoded = |kind| decode(28, &words(kind));
+            let decoded = |kind| decode(28, &mut words(kind));
             prop_assert_eq!(decoded(0), Exit::ControlRegister(ControlAccess::Write { number, source: named }));
             prop_assert_eq!(decoded(1), Exit::ControlRegister(ControlAccess::Read { number, destination: named }));
             prop_assert_eq!(decoded(2), Exit::ControlRegister(ControlAccess::Clts));
@@ -242,26 +256,35 @@ mod tests {
 
         #[test]
         fn upper_halves_of_registers_do_not_leak_into_32_bit_operands(registers: [u64; 16]) {
-            let words = Words { registers, ..Words::default() };
+            let mut words = Words { registers, ..Words::default() };
             let value = registers[2] << 32 | registers[0] & 0xFFFF_FFFF;
             let index = registers[1] as u32;
-            prop_assert_eq!(decode(10, &words), Exit::Cpuid { leaf: registers[0] as u32, subleaf: index });
-            prop_assert_eq!(decode(32, &words), Exit::Wrmsr(Msr(index), value));
-            prop_assert_eq!(decode(55, &words), Exit::Xsetbv { xcr: index, value });
+            prop_assert_eq!(decode(10, &mut words), Exit::Cpuid { leaf: registers[0] as u32, subleaf: index });
+            prop_assert_eq!(decode(32, &mut words), Exit::Wrmsr(Msr(index), value));
+            prop_assert_eq!(decode(55, &mut words), Exit::Xsetbv { xcr: index, value });
+        }
+    }
+
+    #[test]
+    fn faults_of_the_guest_are_settled_and_instructions_are_not() {
+        for reason in 0..100 {
+            let mut words = Words::default();
+            decode(reason, &mut words);
+            assert_eq!(words.settled.map(|reason| reason.0.into()), [0, 48].contains(&reason).then_some(reason));
         }
     }
 
     #[test]
     fn every_vmx_instruction_but_vmcall_is_undefined() {
         for reason in (19..=27).chain([11, 50, 53, 59]) {
-            assert_eq!(decode(reason, &Words::default()), Exit::Undefined, "{reason}");
+            assert_eq!(decode(reason, &mut Words::default()), Exit::Undefined, "{reason}");
         }
-        assert_eq!(decode(18, &Words::default()), Exit::Hypercall);
+        assert_eq!(decode(18, &mut Words::default()), Exit::Hypercall);
     }
 
     #[test]
     fn an_nmi_is_told_from_exception_2_and_an_error_code_from_none() {
-        let decoded = |interruption| decode(0, &Words { interruption, error_code: 7, ..Words::default() });
+        let decoded = |interruption| decode(0, &mut Words { interruption, error_code: 7, ..Words::default() });
         assert_eq!(decoded(0x8000_0202), Exit::Nmi);
         assert_eq!(decoded(0x8000_0B0E), Exit::Exception { vector: 14, error_code: Some(7) });
         assert_eq!(decoded(0x8000_0301), Exit::Exception { vector: 1, error_code: None });
@@ -269,7 +292,7 @@ mod tests {
 
     #[test]
     fn an_acknowledged_interrupt_comes_with_its_vector() {
-        let decoded = |interruption| decode(1, &Words { interruption, ..Words::default() });
+        let decoded = |interruption| decode(1, &mut Words { interruption, ..Words::default() });
         assert_eq!(decoded(0x8000_0035), Exit::ExternalInterrupt(Some(0x35)));
         assert_eq!(decoded(0x35), Exit::ExternalInterrupt(None));
     }

@@ -95,6 +95,12 @@ pub(super) fn is_nmi(information: u32) -> bool {
     information & VALID != 0 && information.get_bits(8..11) == NMI
 }
 
+/// Returns whether exit interruption information tells of a #DB that is a fault or trap of the guest's.
+#[inline]
+pub(super) fn is_debug_exception(information: u32) -> bool {
+    information & (VALID | 0x7FF) == self::information(HARDWARE_EXCEPTION, DEBUG)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,7 +23,7 @@ pub use capability::Capabilities;
 pub use ept::EptEntry;
 
 use crate::error::{Error, Requirement, Result};
-use crate::exit::{Event, RawExit};
+use crate::exit::RawExit;
 use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions};
 use crate::registers::Gpr;
@@ -40,10 +40,7 @@ use vmcs::Vmcs;
 pub struct Vmx {
     registers: Registers,
     vmcs: Vmcs,
-    /// What the next entry delivers.
-    injected: Option<Event>,
-    /// What the last exit interrupted.
-    interrupted: Option<Event>,
+    deliveries: Deliveries,
     /// Bits of CR4 that the guest may change without leaving.
     cr4_own: u64,
     /// Bits of CR4 that are set while the guest runs, whatever it asks for.
@@ -54,6 +51,20 @@ pub struct Vmx {
     nested: NestedTables<EptEntry>,
     msrs: MsrPermissions,
     ports: PortPermissions,
+}
+
+/// Events on their way. Entering forgets both with one store: their first words stand side by side.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Deliveries {
+    /// Interruption information of what the next entry delivers; 0 when nothing.
+    injected: u32,
+    /// Interruption information of what the last exit interrupted; 0 when nothing, or taken.
+    interrupted: u32,
+    /// Error code and instruction length of the first.
+    injected_rest: [u32; 2],
+    /// Error code and instruction length of the second.
+    interrupted_rest: [u32; 2],
 }
 
 impl Vmx {
@@ -114,16 +125,10 @@ impl ExitFields for Vmx {
     fn register(&self, register: Gpr) -> u64 {
         self.registers.general[register as usize]
     }
-}
-
-/// Returns whether the last exit, which has this reason, can have interrupted the delivery of an event, or an IRET
-/// (SDM Vol. 3C 28.2.4): faults of the guest's own accesses, and what no room knows.
-#[inline]
-const fn can_interrupt_delivery(reason: u32) -> bool {
-    const REASONS: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
-        | 1 << ExitReason::EPT_VIOLATION.0
-        | 1 << ExitReason::EPT_MISCONFIGURATION.0;
-    reason < 64 && REASONS >> reason & 1 != 0
+    #[inline]
+    fn settle(&mut self, reason: ExitReason) {
+        self.settle_delivery(reason);
+    }
 }
 
 impl Vmx {

@@ -4,7 +4,7 @@
 use super::entry::Registers;
 use super::flags::SecondaryControls;
 use super::vmcs::Vmcs;
-use super::{EptEntry, Vmx, ept, guest_state, host_state, msr};
+use super::{Deliveries, EptEntry, Vmx, ept, guest_state, host_state, msr};
 use crate::error::{Error, Result};
 use crate::memory::permissions::{MsrPermissions, PortPermissions, vmx_layout};
 use crate::memory::{FrameSource, NestedTables};
@@ -51,8 +51,7 @@ impl Vmx {
         let mut this = Self {
             registers: Registers::default(),
             vmcs,
-            injected: None,
-            interrupted: None,
+            deliveries: Deliveries::default(),
             cr4_own: 0,
             cr4_host: capabilities.cr4_required() | machine_check,
             timer_shift: capabilities.preemption_timer_shift(),

@@ -232,6 +232,7 @@ impl Backend for Vmx {
 impl Vmx {
     /// Enters for the first time, after VMRESUME has failed.
     #[cold]
+    #[inline(never)]
     fn launch(&mut self) -> Result<(), EntryFailure> {
         let failure = EntryFailure::VmInstruction(self.vmcs.read(field::INSTRUCTION_ERROR));
         if failure != EntryFailure::VmInstruction(NOT_LAUNCHED) {
@@ -264,7 +265,7 @@ impl Vmx {
     }
 
     /// Keeps what a fault of the guest's interrupted: the delivery of an event, or an IRET that had unblocked NMIs
-    /// (SDM Vol. 3C 28.2.3, 28.2.4). A #DB's causes go to DR6, where the processor leaves it to the host.
+    /// (SDM Vol. 3C 28.2.3, 28.2.4).
     #[inline(never)]
     pub(super) fn settle_delivery(&mut self, reason: ExitReason) {
         let vectoring = self.vmcs.read(field::IDT_VECTORING);
@@ -281,7 +282,7 @@ impl Vmx {
         }
         if reason == ExitReason::EXCEPTION_OR_NMI && event::is_debug_exception(self.interruption()) {
             let causes = self.qualification();
-            self.vmcs.add_to_dr6(causes);
+            self.vmcs.take_debug_causes(causes);
         }
     }
 

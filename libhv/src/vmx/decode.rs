@@ -45,7 +45,7 @@ fn low(fields: &impl ExitFields, register: Gpr) -> u32 {
 }
 
 /// Returns what an exit with this reason word (bit 31 clear) means.
-#[inline]
+#[inline(always)]
 pub(super) fn decode(reason: u32, fields: &mut impl ExitFields) -> Exit {
     match ExitReason(reason as u16) {
         ExitReason::CPUID => Exit::Cpuid { leaf: low(fields, Gpr::Rax), subleaf: low(fields, Gpr::Rcx) },

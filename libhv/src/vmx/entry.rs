@@ -161,16 +161,16 @@ macro_rules! enter {
             unsafe {
                 asm!(
                     "call {way_in}",
-                    "jbe {failed}",
+                    "ja {left}",
                     way_in = sym $way_in,
-                    failed = label { return Err(Failed) },
+                    left = label { return Ok(()) },
                     in("rdi") registers,
                     out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _,
                     out("r8") _, out("r9") _, out("r10") _, out("r11") _,
                     out("r12") _, out("r13") _, out("r14") _, out("r15") _,
                 );
             }
-            Ok(())
+            Err(Failed)
         }
     };
 }

@@ -32,7 +32,7 @@ pub(super) struct Vmcs {
 }
 
 /// A field and the value it is to have.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Assignment {
     encoding: u32,
     word: u64,
@@ -83,6 +83,8 @@ impl Vmcs {
         // SAFETY: privilege and fixed bits: just above; IA32_FEATURE_CONTROL: judged, or set above; the region is
         // ours, and kept for as long as VMX operation lasts.
         if !unsafe { instructions::vmxon(vmxon.physical()) } {
+            // SAFETY: outside VMX operation, where VMXE was clear before.
+            unsafe { Cr4::write_raw(cr4 & !CR4_VMXE) }
             return Err(Error::VmEntry(EntryFailure::NoCurrentVmcs));
         }
         // SAFETY: in VMX root operation since the line above; the region is ours.
@@ -188,7 +190,7 @@ impl Vmcs {
         unsafe { self.assign(&[field::CR0_MASK.of(cr0), field::CR4_MASK.of(cr4)]) }
     }
 
-    /// Switches some of the primary controls that watch the guest, or the interrupt and NMI windows.
+    /// Switches the interrupt or NMI window.
     #[inline]
     pub(super) fn watch(&mut self, window: Window, on: bool) {
         let control = match window {
@@ -248,13 +250,20 @@ impl Vmcs {
         // SAFETY: as above; the host reads CR2 only after a page fault of its own has set it.
         unsafe { instructions::write_cr2(value) }
     }
-    /// Sets bits of DR6, which VM exits leave as the guest had it.
+    /// Does what the delivery of a #DB with these causes does beside calling the handler, and its interception leaves to
+    /// the host (SDM Vol. 3C 28.1): the causes go to DR6, DR7.GD and IA32_DEBUGCTL.LBR are cleared.
     #[cold]
-    pub(super) fn add_to_dr6(&mut self, bits: u64) {
+    pub(super) fn take_debug_causes(&mut self, causes: u64) {
+        /// B0 to B3, BD and BS, where DR6 has them too.
+        const CAUSES: u64 = 0x600F;
+        const DR7_GD: u64 = 1 << 13;
+        const DEBUGCTL_LBR: u64 = 1 << 0;
+        self.write(field::GUEST_DR7, self.read(field::GUEST_DR7) & !DR7_GD);
+        self.write(field::GUEST_DEBUGCTL, self.read(field::GUEST_DEBUGCTL) & !DEBUGCTL_LBR);
         // SAFETY: as above, and VM exits set DR7 to 400H.
         let old = unsafe { instructions::read_dr6() };
         // SAFETY: as above; no host debugs itself on this processor while it has a guest, see `Vmx::new`.
-        unsafe { instructions::write_dr6(old | bits) }
+        unsafe { instructions::write_dr6(old | causes & CAUSES) }
     }
     /// Sets CR2 and DR6 to what they are after a reset.
     pub(super) fn reset_residents(&mut self) {

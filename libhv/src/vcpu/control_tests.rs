@@ -1,10 +1,10 @@
 //! Tests of the control-register rules: rows taken from the manual's lists of #GP, and a backend that records.
 
 use super::*;
-use crate::vcpu::Offers;
 use crate::error::EntryFailure;
 use crate::exit::{Exit, Msr, RawExit};
 use crate::registers::{DescriptorTable, EntryState, Segment, SegmentAttributes, VectorState};
+use crate::vcpu::Offers;
 use core::ops::RangeInclusive;
 use proptest::prelude::*;
 

@@ -242,7 +242,8 @@ impl Test {
         if self.vmx.take_interrupted().is_some() {
             return Err("an interrupted event is taken once");
         }
-        let flush = self.vmx.nested().protect(pool, Gpa::new(guest::STACK), 4096, Access::ALL).map_err(|_| "protect")?;
+        let flush =
+            self.vmx.nested().protect(pool, Gpa::new(guest::STACK), 4096, Access::ALL).map_err(|_| "protect")?;
         if !flush.needed {
             return Err("new permissions need a flush");
         }

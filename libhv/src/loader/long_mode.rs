@@ -37,7 +37,9 @@ pub(super) fn prepare(memory: &mut GuestMemory, tables: u64, rip: u64) -> Result
     let directories = FOUR_GIB / (ENTRIES * LARGE_PAGE_SIZE);
     write_table(memory, page(2), |index| if index < directories { page(3 + index) | TABLE } else { 0 })?;
     for directory in 0..directories {
-        write_table(memory, page(3 + directory), |index| (directory * ENTRIES + index) * LARGE_PAGE_SIZE | LARGE_PAGE)?;
+        write_table(memory, page(3 + directory), |index| {
+            ((directory * ENTRIES + index) * LARGE_PAGE_SIZE) | LARGE_PAGE
+        })?;
     }
 
     let mut state = EntryState::long_mode(rip, page(1));

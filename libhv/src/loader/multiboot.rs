@@ -323,5 +323,23 @@ mod tests {
                 prop_assert!(seen == alloc::vec![0; seen.len()]);
             }
         }
+
+        #[test]
+        fn a_damaged_kernel_ends_in_a_kernel_or_an_error_and_untouched_memory(
+            length in 0usize..4096, damage in proptest::collection::vec((0usize..32, any::<u8>()), 0..4),
+        ) {
+            let mut image = with_addresses(0, 0x100);
+            for (at, byte) in damage {
+                image[at] = byte;
+            }
+            image.truncate(length);
+            let mut memory = GuestMemory::for_tests(0x20_0000);
+            let kind = Some(super::super::Kind::Multiboot);
+            if load(&image, &mut memory, &Options { kind, ..Options::default() }).is_err() {
+                let mut seen = alloc::vec![0; 0x20_0000];
+                memory.read(Gpa::new(0), &mut seen).expect("in memory");
+                prop_assert!(seen == alloc::vec![0; seen.len()]);
+            }
+        }
     }
 }

@@ -4,6 +4,8 @@ mod backend;
 pub mod control;
 pub mod cpuid;
 pub mod events;
+pub mod msr;
+pub mod mtrr;
 mod own;
 mod resolve;
 mod run;

@@ -13,7 +13,7 @@ mod xstate;
 
 pub use feature::{Feature, Register};
 
-use crate::registers::{CR4_OSXSAVE, CR4_PKE, CR4_SMAP, CR4_SMEP};
+use crate::registers::{CR4_OSXSAVE, CR4_PKE};
 use crate::time::Frequency;
 use xstate::ExtendedState;
 
@@ -379,30 +379,6 @@ impl CpuidTable {
     /// Returns the components of IA32_XSS that the guest may enable.
     pub fn xss(&self) -> u64 {
         self.xstate.xss()
-    }
-
-    /// Returns the bits of CR4 that exist for the guest (SDM Vol. 3A 2.5).
-    pub fn cr4(&self) -> u64 {
-        let bits = [
-            (Feature::VME, 0b11),
-            (Feature::TSC, 1 << 2),
-            (Feature::DE, 1 << 3),
-            (Feature::PSE, 1 << 4),
-            (Feature::PAE, 1 << 5),
-            (Feature::MCE, 1 << 6),
-            (Feature::PGE, 1 << 7),
-            (Feature::MSR, 1 << 8),
-            (Feature::FXSR, 1 << 9),
-            (Feature::SSE, 1 << 10),
-            (Feature::UMIP, 1 << 11),
-            (Feature::FSGSBASE, 1 << 16),
-            (Feature::PCID, 1 << 17),
-            (Feature::XSAVE, CR4_OSXSAVE),
-            (Feature::SMEP, CR4_SMEP),
-            (Feature::SMAP, CR4_SMAP),
-            (Feature::PKU, CR4_PKE),
-        ];
-        bits.into_iter().filter(|(feature, _)| self.offers(*feature)).fold(0, |all, (_, bits)| all | bits)
     }
 
     /// Returns whether the guest's processor is AMD's or one that says it is like those.

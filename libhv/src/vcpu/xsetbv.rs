@@ -91,7 +91,7 @@ mod tests {
                 (_, 0, 0, true) => Ok(()),
                 _ => Err(Event::Exception { vector: 13, error_code: Some(0) }),
             };
-            prop_assert_eq!(check(cr4, cpl, xcr, value, u64::MAX), expected);
+            prop_assert_eq!(check(cr4, cpl, xcr, value, 0xF_02FF), expected);
             let expected = if cr4 & 1 << 18 == 0 { Err(Event::UNDEFINED) } else if cpl == 0 { Ok(()) } else { Err(Event::GENERAL_PROTECTION) };
             prop_assert_eq!(check(cr4, cpl, 0, 7, 7), expected);
         }

@@ -281,14 +281,3 @@ fn the_hypervisor_says_its_name_and_its_clocks() {
     assert_eq!(name.map(u32::to_le_bytes).as_flattened(), b"LibhvLibhv  ");
     assert_eq!(table.lookup(max, 0, quiet), [3_000_000, 1_000_000, 0, 0]);
 }
-
-#[test]
-fn a_bit_of_cr4_exists_when_the_feature_it_turns_on_is_offered() {
-    let table = CpuidTable::new(&Host { amd: false, seed: None }, &everything(1));
-    assert_eq!(table.cr4(), 0x77_0FFF);
-    let without = CpuidTable::new(&Xeon, &Settings { xcr0: 0, ..everything(1) });
-    assert_eq!(without.cr4(), 0x33_0FFF);
-    let mut table = table;
-    table.withdraw(Feature::SMAP);
-    assert_eq!(table.cr4(), 0x57_0FFF);
-}

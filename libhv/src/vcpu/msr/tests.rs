@@ -108,14 +108,14 @@ fn what_exists_can_be_read_and_nothing_else() {
 #[test]
 fn what_cannot_be_read_cannot_be_written_but_for_the_prediction_command() {
     for (amd, all) in [(false, false), (false, true), (true, false), (true, true)] {
+        let fresh = msrs(amd, all);
         for msr in (0..0x2000).chain(0xC000_0000..0xC000_2000).chain(0xC001_0000..0xC001_2000) {
-            let mut msrs = msrs(amd, all);
-            if read(&msrs, msr) == MsrRead::Fault && !(all && msr == 0x49) {
-                let before = msrs.clone();
+            if read(&fresh, msr) == MsrRead::Fault && !(all && msr == 0x49) {
+                let mut msrs = fresh.clone();
                 for value in [0, 1, u64::MAX] {
                     assert_eq!(write(&mut msrs, msr, value), MsrWrite::Fault, "{msr:#x}");
                 }
-                assert!(msrs == before);
+                assert!(msrs == fresh);
             }
         }
         assert_eq!(write(&mut msrs(amd, all), 0x49, 1), if all { MsrWrite::Switched(1) } else { MsrWrite::Fault });

@@ -135,7 +135,7 @@ libhv_multiboot_entry:
 1:  hlt
     jmp 1b
 .Llibhv_sentence:
-    .asciz "libhv: end 17 this hypervisor needs a processor with 64-bit mode; CPUID reports none\r\n"
+    .asciz "libhv: end 26 this hypervisor needs a processor with 64-bit mode; CPUID reports none\r\n"
 
     .balign 8
 .Llibhv_gdt:

@@ -72,7 +72,7 @@ impl HostMemory {
 
     /// Maps `physical` at `start` in `region`, getting frames for tables as needed.
     fn map_at(&mut self, region: Region, start: u64, physical: Range) -> Option<()> {
-        let span = if (start ^ physical.start) % LARGE_PAGE == 0 { LARGE_PAGE << 9 } else { LARGE_PAGE };
+        let span = if (start ^ physical.start).is_multiple_of(LARGE_PAGE) { LARGE_PAGE << 9 } else { LARGE_PAGE };
         // Tables for the inner part, and at each end two for the edges and two for the levels above.
         let tables = (physical.bytes() / span) as usize + 8;
         while self.pool.free() < tables && region != Region::Frames {

@@ -90,7 +90,7 @@ impl Tables {
         let mut at = physical.start;
         while at < physical.end {
             let to = start.checked_add(at - physical.start)?;
-            let fits = |page: u64| page <= huge && (to | at) % page == 0 && physical.end - at >= page;
+            let fits = |page: u64| page <= huge && (to | at).is_multiple_of(page) && physical.end - at >= page;
             at += if fits(HUGE_PAGE) {
                 map_page::<Size1GiB>(&mut mapper, to, at, flags, pool)?
             } else if fits(LARGE_PAGE) {

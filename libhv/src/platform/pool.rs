@@ -95,7 +95,7 @@ impl Chunk {
     fn run(&self, frames: usize) -> Option<usize> {
         let (mut first, mut at) = (0, 0);
         while at < CHUNK_FRAMES {
-            if at % 64 == 0 && self.used[at / 64] == u64::MAX {
+            if at.is_multiple_of(64) && self.used[at / 64] == u64::MAX {
                 at += 64;
                 first = at;
                 continue;

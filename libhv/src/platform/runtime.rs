@@ -4,7 +4,6 @@
 use super::serial;
 use crate::error::Result;
 use crate::exit::StopReason;
-use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,14 +33,16 @@ fn panic(information: &PanicInfo<'_>) -> ! {
     static PANICKING: AtomicBool = AtomicBool::new(false);
     if !PANICKING.swap(true, Ordering::SeqCst) {
         crate::log!("panic: {information}");
-        let _ = last_exits();
+        last_exits();
         crate::log!("end {PANIC} the hypervisor panicked: {}", information.message());
     }
     halt()
 }
 
 /// Writes the last exits of every virtual processor to the log.
-fn last_exits() -> core::fmt::Result {
-    let Some(mut line) = serial::log_line() else { return Ok(()) };
-    line.write_str("")
+fn last_exits() {
+    if let Some(mut line) = serial::log_line() {
+        // Writing to a `Line` cannot fail.
+        let _ = crate::trace::last_exits(&mut line);
+    }
 }

@@ -42,7 +42,7 @@ pub(crate) fn share(free: &mut Ranges, bytes: u64, within: Range, pieces: &mut [
 /// Returns the best memory for the `bytes` bytes at `guest`, or for the first of them.
 fn best(free: &Ranges, guest: u64, bytes: u64, within: Range) -> Option<Range> {
     for page in [HUGE_PAGE, LARGE_PAGE] {
-        if guest % page != 0 || bytes < page {
+        if !guest.is_multiple_of(page) || bytes < page {
             continue;
         }
         if let Some(whole) = free.place(bytes, page, within) {
@@ -53,7 +53,7 @@ fn best(free: &Ranges, guest: u64, bytes: u64, within: Range) -> Option<Range> {
         }
     }
     // Congruent to the guest's address where that can be, so that the next piece may have large pages again.
-    let piece = if guest % LARGE_PAGE == 0 { bytes } else { bytes.min(LARGE_PAGE - guest % LARGE_PAGE) };
+    let piece = if guest.is_multiple_of(LARGE_PAGE) { bytes } else { bytes.min(LARGE_PAGE - guest % LARGE_PAGE) };
     let rest = free.place(piece, PAGE_SIZE, within);
     rest.or_else(|| free.longest(PAGE_SIZE, within).map(|run| Range::new(run.start, run.bytes().min(piece))))
 }

@@ -1,7 +1,8 @@
 //! The guest's vector registers and PKRU, in the processor: the host is soft-float and never touches them otherwise.
 //!
 //! The host keeps CR4.OSFXSR set and CR0.TS and CR0.EM clear; else these functions end in #UD or #NM of the host.
-//! AVX and PKRU are used only where CPUID says that the host has enabled them.
+//! AVX and PKRU are used only where CPUID says that the host has enabled them. None of them is inlined: the scan of the
+//! object code tells them by their symbols.
 #![expect(unsafe_code, reason = "moves vector registers by their names")]
 
 use core::arch::asm;
@@ -67,6 +68,7 @@ pub fn avx() -> bool {
 }
 
 /// Returns bits 127:0 of register `number`, of which the low four bits count.
+#[inline(never)]
 pub fn xmm(number: u8) -> [u64; 2] {
     let mut value = [0u64; 2];
     let into = value.as_mut_ptr();
@@ -81,6 +83,7 @@ pub fn xmm(number: u8) -> [u64; 2] {
 }
 
 /// Returns bits 255:0 of register `number`, of which the low four bits count; without AVX bits 255:128 are 0.
+#[inline(never)]
 pub fn ymm(number: u8) -> [u64; 4] {
     if !avx() {
         let [low, high] = xmm(number);
@@ -99,6 +102,7 @@ pub fn ymm(number: u8) -> [u64; 4] {
 }
 
 /// Sets bits 127:0 of register `number`, of which the low four bits count, and leaves the others.
+#[inline(never)]
 pub fn set_xmm(number: u8, value: [u64; 2]) {
     let from = value.as_ptr();
     macro_rules! write {
@@ -113,6 +117,7 @@ pub fn set_xmm(number: u8, value: [u64; 2]) {
 
 /// Sets bits 255:0 of register `number`, of which the low four bits count, and clears the others; without AVX sets bits
 /// 127:0.
+#[inline(never)]
 pub fn set_ymm(number: u8, value: [u64; 4]) {
     if !avx() {
         let [low, high, ..] = value;
@@ -130,6 +135,7 @@ pub fn set_ymm(number: u8, value: [u64; 4]) {
 }
 
 /// Returns PKRU, which is the guest's, or `None` where the host's CR4.PKE is clear and it cannot be read.
+#[inline(never)]
 pub fn pkru() -> Option<u32> {
     if raw_cpuid::cpuid!(7, 0).ecx & OSPKE == 0 {
         return None;

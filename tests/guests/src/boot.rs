@@ -186,6 +186,13 @@ pub fn has_word(word: &str) -> bool {
     command_line().split_ascii_whitespace().any(|found| found == word)
 }
 
+/// Returns whether the guest runs straight on `machine` (`qemu`, `bochs`): then that machine's devices and registers are
+/// what is tested, with what they leave out. Without the word `bare` they are the hypervisor's, and only what the
+/// processor does by itself is the machine's.
+pub fn bare_on(machine: &str) -> bool {
+    has_word("bare") && has_word(machine)
+}
+
 /// Returns the decimal or 0x-prefixed number that stands behind `name=` on the command line.
 pub fn number(name: &str) -> Option<u64> {
     let text = command_line()

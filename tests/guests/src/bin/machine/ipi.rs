@@ -1,6 +1,6 @@
 //! Interprocessor interrupts to oneself, priorities, LVT entries and the local APIC's registers.
 
-use guests::boot::has_word;
+use guests::boot::bare_on;
 use guests::cpu;
 use guests::faults::{GP, quiet, raises};
 use guests::interrupts::{Frame, count, off, on};
@@ -25,7 +25,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("nmi-blocks-nmi", nmi_blocks);
     tests.run("lvt-read-back", vectors);
     // QEMU 10 leaves the mask bits alone.
-    if !has_word("qemu") {
+    if !bare_on("qemu") {
         tests.run("software-disable-masks", software_disable);
     }
     tests.run("base-register", base);
@@ -36,7 +36,7 @@ pub(crate) unsafe fn run_x2apic(tests: &mut Tests) {
     tests.run("reserved-registers", reserved);
     tests.run("logical-id", logical_id);
     // Bochs keeps a disabled local APIC disabled.
-    if !has_word("bochs") {
+    if !bare_on("bochs") {
         tests.run("back-to-xapic", back_to_xapic);
     }
 }
@@ -261,7 +261,7 @@ unsafe fn reserved() -> Outcome {
     // ICR is the one register of 64 bits.
     quiet("ICR", || cpu::wrmsr(0x830, 0xc_4000 | u64::from(MIDDLE)))?;
     // QEMU 10 lets these through.
-    if has_word("qemu") {
+    if bare_on("qemu") {
         return Ok(());
     }
     read("read 831H", 0x831)?;

@@ -1,7 +1,7 @@
 //! I/O APIC: edge, level with EOI, masks, NMI.
 
 use crate::external::serial_line;
-use guests::boot::has_word;
+use guests::boot::bare_on;
 use guests::interrupts::{Frame, count, off, on};
 use guests::ioapic::{LEVEL, MASKED, NMI, REMOTE_IRR, entries, entry, mask_all, set_entry};
 use guests::report::{Outcome, Tests, check, same};
@@ -17,7 +17,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("ioapic-edge", edge);
     tests.run("ioapic-masked-line-stays-quiet", masked);
     // Bochs has no remote IRR and no second interrupt after EOI.
-    if !has_word("bochs") {
+    if !bare_on("bochs") {
         tests.run("ioapic-level-waits-for-eoi", level);
     }
     tests.run("ioapic-logical-destination", logical);
@@ -123,7 +123,7 @@ unsafe fn nmi() -> Outcome {
     set_entry(pin, destination() | NMI);
     cpu::rdtsc();
     // Bochs keeps an edge that found no receiver, and delivers it now.
-    let before = if has_word("bochs") { count(2) } else { 0 };
+    let before = if bare_on("bochs") { count(2) } else { 0 };
     pit::one_shot(pit::MILLISECOND);
     core::arch::asm!("cli", "hlt", options(nostack));
     let woken = count(2);

@@ -2,7 +2,7 @@
 //! and shows it in the low byte of its doubleword, and the local APIC's page.
 
 use core::arch::asm;
-use guests::boot::has_word;
+use guests::boot::{bare_on, has_word};
 use guests::cpu::{cpuid, load32, store32};
 use guests::ioapic::SELECT;
 use guests::lapic::{self, register};
@@ -183,7 +183,7 @@ unsafe fn strings() -> Outcome {
 }
 
 unsafe fn stack() -> Outcome {
-    if has_word("bochs") {
+    if bare_on("bochs") {
         return Ok(());
     }
     form!(0x31, "push [rdi]; pop rax; and eax, 0xff" => 0x31, 0x31);
@@ -205,7 +205,7 @@ unsafe fn sse() -> Outcome {
     form!(0x31, "movss xmm9, [rdi]; movd eax, xmm9" => 0x31, 0x31);
     form!(0x31, "mov eax, 0x51; movd xmm2, eax; movd [rdi], xmm2" => 0x51, 0x51);
     form!(0x31, "mov eax, 0x52; movd xmm12, eax; movss [rdi], xmm12" => 0x52, 0x52);
-    if has_word("bochs") {
+    if bare_on("bochs") {
         return Ok(());
     }
     form!(0x31, "movq xmm3, [rdi]; movq rax, xmm3" => 0x31, 0x31);
@@ -224,7 +224,7 @@ unsafe fn avx() -> Outcome {
     form!(0x31, "vmovd xmm1, [rdi]; vmovd eax, xmm1" => 0x31, 0x31);
     form!(0x31, "vmovss xmm9, [rdi]; vmovd eax, xmm9" => 0x31, 0x31);
     form!(0x31, "mov eax, 0x51; vmovd xmm2, eax; vmovd [rdi], xmm2" => 0x51, 0x51);
-    if has_word("bochs") {
+    if bare_on("bochs") {
         return Ok(());
     }
     form!(0x31, "vmovdqu xmm4, [rdi]; vmovd eax, xmm4" => 0x31, 0x31);

@@ -105,8 +105,8 @@ pub unsafe fn catch(mut body: impl FnMut()) -> Option<Fault> {
     (faulted != 0).then(|| (&raw const LAST).read_volatile())
 }
 
-/// Sends the interrupted program to where [`catch`] waits, if it does.
-pub(crate) unsafe fn caught(frame: &mut Frame) -> bool {
+/// Sends the interrupted program to where [`catch`] waits, if it does; returns whether it does.
+pub unsafe fn caught(frame: &mut Frame) -> bool {
     let stack = (&raw const fault_stack).read_volatile();
     if stack == 0 {
         return false;

@@ -110,6 +110,10 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         if world.memory.contains(fault.gpa, 1) && !fault.page_walk {
             return Resolution::NotMine;
         }
+        // The frame of an event went to a stack that is no memory: no instruction did it that could be emulated.
+        if self.backend.take_interrupted().is_some() {
+            return Resolution::NotMine;
+        }
         self.emulate(Some(&fault), world, now)
     }
 

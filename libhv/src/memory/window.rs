@@ -73,6 +73,14 @@ impl Window {
         Self { base: NonNull::from(words).cast(), bytes, host: None }
     }
 
+    /// Makes two windows as [`leaked`](Self::leaked) does, onto the same memory: one for the host and one for a
+    /// simulated processor.
+    pub fn leaked_pair(bytes: usize) -> (Self, Self) {
+        let one = Self::leaked(bytes);
+        let other = Self { base: one.base, bytes, host: None };
+        (one, other)
+    }
+
     /// Returns the number of bytes.
     #[inline]
     pub fn len(&self) -> usize {

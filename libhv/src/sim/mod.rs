@@ -1,1 +1,27 @@
 //! A deterministic processor: the third backend, for tests and for users' own tests.
+//!
+//! [`Processor`] executes programs of a few dozen instructions and follows the manuals where events are concerned:
+//! delivery, shadows, blocking, windows, what an exit interrupts. [`Machine`] is the host around it. Neither has a
+//! clock, a thread or any randomness but a seed's. They are stricter than hardware: what a processor would silently
+//! accept or refuse with an entry failure panics, with words that say what the hypervisor did wrong. Nothing here asks
+//! the rest of the crate what is right.
+
+mod backend;
+mod check;
+mod cpuid;
+mod deliver;
+mod execute;
+mod machine;
+mod nested;
+mod processor;
+mod program;
+mod random;
+mod registers;
+#[cfg(test)]
+mod tests;
+
+pub use machine::Machine;
+pub use nested::NestedMap;
+pub use processor::{Journal, Processor, Record, SPENT, Vendor};
+pub use program::{Op, Program};
+pub use random::Random;

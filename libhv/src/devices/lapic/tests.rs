@@ -268,6 +268,7 @@ fn an_illegal_vector_is_an_error_and_not_an_interrupt() {
     write(&mut apic, 0x300, 0x4_000F);
     assert_eq!((apic.pending(), apic.read(0x280, NOW)), (Some(0xE0), 0));
     assert_eq!(apic.acknowledge(), Some(0xE0));
+    write(&mut apic, 0xB0, 0);
     apic.deliver(Delivery::Fixed, 3, false);
     assert_eq!(apic.pending(), None, "one error interrupt until the register is written");
     write(&mut apic, 0x280, 0);

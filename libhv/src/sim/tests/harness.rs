@@ -1,0 +1,142 @@
+//! The run loop over the simulated processor, with the real chipset; and the programs that its tests share.
+
+use super::oracle::TIMER;
+use crate::devices::{Chipset, Configuration};
+use crate::exit::{Exit, Resolution, StopReason, Width};
+use crate::hw::Host;
+use crate::memory::nested::Access;
+use crate::registers::{EntryState, Gpr, GuestState};
+use crate::sim::{Machine, NestedMap, Op, Processor, Program, Record, Vendor};
+use crate::time::{Frequency, Tsc};
+use crate::vcpu::cpuid::Settings;
+use crate::vcpu::{Appliance, Vcpu, World};
+use std::boxed::Box;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::vec::Vec;
+
+const HZ: Frequency = Frequency::from_hz(1_000_000_000);
+pub(super) const MEMORY: usize = 0x10_0000;
+pub(super) const STACK: u32 = 0x8_0000;
+pub(super) const DEBUG_EXIT: u16 = 0xF4;
+/// Vectors whose handlers end the interrupt with interrupts disabled, and those that enable them before.
+pub(super) const PLAIN: [u8; 4] = [0x41, 0x42, 0x77, 0xD0];
+pub(super) const NESTING: [u8; 4] = [0x43, 0x58, 0x9A, 0xE1];
+
+/// Notes every exit, and maps the pages of the stack that the processor has lost.
+struct Watcher {
+    nested: NestedMap,
+    exits: Rc<RefCell<Vec<Exit>>>,
+    pub(super) passes_halt: bool,
+}
+
+impl Appliance for Watcher {
+    fn on_exit(&mut self, exit: &Exit, _guest: &mut impl GuestState) -> Resolution {
+        self.exits.borrow_mut().push(*exit);
+        match exit {
+            Exit::NestedPageFault(fault) if !fault.present && fault.gpa.as_u64() < MEMORY as u64 => {
+                self.nested.set(fault.gpa, Some(Access::ALL));
+                Resolution::Retry
+            }
+            Exit::Halt if self.passes_halt => Resolution::Complete,
+            _ => Resolution::NotMine,
+        }
+    }
+}
+
+/// How a guest is run.
+#[derive(Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) vendor: Vendor,
+    pub(super) seed: u64,
+    pub(super) stray_every: u64,
+    pub(super) unmap_stack_once_in: u64,
+    pub(super) budget: u64,
+    pub(super) passes_halt: bool,
+}
+
+impl Setting {
+    pub(super) fn new(vendor: Vendor) -> Self {
+        Self { vendor, seed: 1, stray_every: 0, unmap_stack_once_in: 0, budget: 1_000_000, passes_halt: false }
+    }
+}
+
+pub(super) struct Ran {
+    pub(super) reason: StopReason,
+    pub(super) journal: Vec<Record>,
+    pub(super) exits: Vec<Exit>,
+    pub(super) now: Tsc,
+    pub(super) executed: u64,
+}
+
+pub(super) fn run(program: &Program, setting: Setting) -> Ran {
+    let mut machine = Machine::new(setting.seed, HZ, setting.stray_every);
+    let (mut processor, mut memory) = Processor::new(&machine, setting.vendor, setting.seed, MEMORY, program);
+    processor.unmap_stack_once_in(setting.unmap_stack_once_in);
+    processor.stop_after(setting.budget);
+    let (journal, exits) = (processor.journal(), Rc::new(RefCell::new(Vec::new())));
+    let watcher = Watcher { nested: processor.nested(), exits: exits.clone(), passes_halt: setting.passes_halt };
+    let configuration = Configuration { memory_below_4g: MEMORY as u64, ..Configuration::new(HZ) };
+    let mut chipset = Chipset::new(configuration, Box::new(()));
+    let settings = Settings::new(1, HZ);
+    let entry = EntryState::protected_mode(0x1000);
+    let mut vcpu = Vcpu::new(processor, watcher, 0, &setting.vendor, &settings, &entry);
+    let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine });
+    let reason = outcome.expect("a simulated processor is always entered");
+    let (now, executed) = (machine.now(), vcpu.backend().executed());
+    Ran { reason, journal: journal.take(), exits: exits.take(), now, executed }
+}
+
+/// Begins a program: a stack, x2APIC mode enabled by software, the timer in TSC-deadline mode.
+pub(super) fn prologue() -> Program {
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
+    program.wrmsr(0x1B, 0xFEE0_0D00).wrmsr(0x80F, 0x1FF).wrmsr(0x832, 0x4_0000 | u64::from(TIMER));
+    program
+}
+
+/// Ends a program: everything that waits is taken, then it writes 0 to the debug-exit port. Handlers follow.
+pub(super) fn epilogue(program: &mut Program) {
+    program.ops(&[Op::SetFlags(2), Op::Mov(Gpr::Rax, 0), Op::WriteCr8, Op::Sti]).ops(&[Op::Nop; 40]);
+    sleep(program, 500);
+    sleep(program, 500);
+    program.out(DEBUG_EXIT, Width::Byte, 0).ops(&[Op::Cli, Op::Hlt]);
+    handlers(program);
+}
+
+pub(super) fn handlers(program: &mut Program) {
+    program.continue_at(0x4_0000);
+    for vector in PLAIN.into_iter().chain([TIMER]) {
+        program.handler(vector).ops(&[Op::PushAll]).wrmsr(0x80B, 0).ops(&[Op::PopAll, Op::Iret]);
+    }
+    for vector in NESTING {
+        program.handler(vector).ops(&[Op::PushAll, Op::Sti, Op::Nop, Op::Nop]).wrmsr(0x80B, 0);
+        program.ops(&[Op::MovSs, Op::PopAll, Op::Iret]);
+    }
+    for vector in [1, 2, 3, 0x80] {
+        program.handler(vector).ops(&[Op::Nop, Op::Iret]);
+    }
+    program.handler(6).ops(&[Op::ReturnTo(Gpr::Rbp), Op::Iret]);
+    program.handler(13).ops(&[Op::DropErrorCode, Op::ReturnTo(Gpr::Rbp), Op::Iret]);
+}
+
+/// Adds instructions that may fault: then the guest goes on after them.
+pub(super) fn risky(program: &mut Program, ops: &[Op]) {
+    let bytes: usize = ops.iter().map(|op| op.encode(0).len()).sum();
+    let end = program.here() + 5 + bytes as u32;
+    program.ops(&[Op::Mov(Gpr::Rbp, end)]).ops(ops);
+}
+
+/// Has the timer interrupt in `ticks`.
+pub(super) fn arm(program: &mut Program, ticks: u32) {
+    program.ops(&[Op::Rdtsc, Op::AddEax(ticks), Op::Mov(Gpr::Rdx, 0), Op::Mov(Gpr::Rcx, 0x6E0), Op::Wrmsr]);
+}
+
+/// Halts until the timer interrupts.
+pub(super) fn sleep(program: &mut Program, ticks: u32) {
+    program.ops(&[Op::Cli, Op::Mov(Gpr::Rax, 0), Op::WriteCr8]);
+    arm(program, ticks);
+    program.ops(&[Op::Sti, Op::Hlt]);
+}
+
+pub(super) const VENDORS: [Vendor; 2] = [Vendor::Intel, Vendor::Amd];

@@ -1,0 +1,141 @@
+//! The run loop over the simulated processor: events come once, in order, and never where the guest cannot take them.
+
+use super::harness::*;
+use super::oracle::Oracle;
+use crate::exit::{Exit, StopReason, Width};
+use crate::registers::Gpr;
+use crate::sim::{Op, Program, Random, Record};
+use std::vec::Vec;
+
+#[test]
+fn an_interrupt_to_self_is_taken_before_the_next_instruction_that_may() {
+    for vendor in VENDORS {
+        let mut program = prologue();
+        program.ops(&[Op::Sti]).wrmsr(0x83F, 0x41).ops(&[Op::Cli]).wrmsr(0x83F, 0x42).ops(&[Op::Sti, Op::Ud2]);
+        epilogue(&mut program);
+        program.handler(6).ops(&[Op::Hlt]);
+        let ran = run(&program, Setting::new(vendor));
+        let mut oracle = Oracle::default();
+        oracle.follow(&ran.journal);
+        assert_eq!(oracle.interrupts, 1, "the instruction after STI comes first, and never ends");
+        assert_eq!(ran.reason, StopReason::Halted);
+    }
+}
+
+#[test]
+fn halted_guests_wake_at_the_timers_deadline() {
+    for vendor in VENDORS {
+        let mut program = prologue();
+        arm(&mut program, 5_000_000);
+        program.ops(&[Op::Sti, Op::Hlt]).out(DEBUG_EXIT, Width::Byte, 7);
+        handlers(&mut program);
+        let ran = run(&program, Setting::new(vendor));
+        assert_eq!(ran.reason, StopReason::DebugExit(7));
+        assert!((5_000_000..5_000_100).contains(&ran.now.0), "woke at {:?}", ran.now);
+    }
+}
+
+#[test]
+fn a_guest_that_halts_for_good_ends() {
+    let mut program = prologue();
+    program.ops(&[Op::Cli, Op::Hlt]);
+    for vendor in VENDORS {
+        assert_eq!(run(&program, Setting::new(vendor)).reason, StopReason::Halted);
+    }
+}
+
+#[test]
+fn a_delivery_that_met_a_missing_page_is_made_again() {
+    for vendor in VENDORS {
+        let mut program = prologue();
+        program.ops(&[Op::Sti]);
+        for vector in PLAIN {
+            program.wrmsr(0x83F, vector.into()).wrmsr(0x830, 0x4_0400).ops(&[Op::Int(0x80), Op::Int3]);
+        }
+        epilogue(&mut program);
+        let ran = run(&program, Setting { unmap_stack_once_in: 2, ..Setting::new(vendor) });
+        assert_eq!(ran.reason, StopReason::DebugExit(0));
+        let faults = ran.exits.iter().filter(|exit| matches!(exit, Exit::NestedPageFault(_))).count();
+        let mut oracle = Oracle::default();
+        oracle.follow(&ran.journal);
+        oracle.finish();
+        assert_eq!((oracle.interrupts, oracle.nmis), (PLAIN.len() + 2, PLAIN.len()));
+        assert!(faults >= 2 * PLAIN.len(), "{faults} deliveries were interrupted");
+    }
+}
+
+/// A guest of random blocks that uses only what the oracle knows.
+fn orderly(random: &mut Random, blocks: usize) -> Program {
+    let mut program = prologue();
+    program.ops(&[Op::Sti]);
+    for _ in 0..blocks {
+        let all: Vec<u8> = PLAIN.into_iter().chain(NESTING).collect();
+        match random.below(20) {
+            0..5 => drop(program.wrmsr(0x83F, random.pick(&all).into())),
+            5 => drop(program.wrmsr(0x830, 0x4_0400)),
+            6 | 7 => arm(&mut program, random.below(200) as u32),
+            8 => sleep(&mut program, random.below(300) as u32),
+            9 => drop(program.ops(&[Op::Cli])),
+            10 | 11 => drop(program.ops(&[Op::Sti])),
+            12 => drop(program.ops(&[Op::MovSs])),
+            13 => drop(program.ops(&[Op::Mov(Gpr::Rax, random.below(16) as u32), Op::WriteCr8])),
+            14 => drop(program.ops(&[random.pick(&[Op::Int(0x80), Op::Int3, Op::Hypercall, Op::Wbinvd, Op::Pause])])),
+            15 => drop(program.ops(&[Op::SetFlags(random.pick(&[2, 0x202, 0x302, 0x102]))])),
+            16 => drop(program.cpuid(random.below(0x20) as u32, random.below(4) as u32)),
+            17 => {
+                let ops = [
+                    Op::Ud2,
+                    Op::Rdmsr,
+                    Op::Xsetbv,
+                    Op::In(Width::Byte),
+                    Op::Store(0xFEC0_0000, Width::Dword),
+                    Op::Load(0xFED0_0000 + random.below(4096) as u32, Width::Byte),
+                ];
+                program.ops(&[Op::Mov(Gpr::Rcx, random.below(0x1000) as u32), Op::Mov(Gpr::Rdx, 0x80)]);
+                risky(&mut program, &[random.pick(&ops)]);
+            }
+            _ => drop(program.ops(&[Op::Nop, Op::ReadCr8])),
+        }
+    }
+    epilogue(&mut program);
+    program
+}
+
+#[test]
+fn events_come_once_in_order_and_never_where_the_guest_cannot_take_them() {
+    let (mut interrupts, mut nmis, mut interrupted) = (0, 0, 0);
+    let seeds = if cfg!(debug_assertions) { 40 } else { 400 };
+    for seed in 0..seeds {
+        let program = orderly(&mut Random::new(seed), 400);
+        let setting = Setting {
+            seed,
+            stray_every: [0, 40, 200][seed as usize % 3],
+            unmap_stack_once_in: [0, 3, 20][seed as usize / 3 % 3],
+            ..Setting::new(VENDORS[seed as usize % 2])
+        };
+        let ran = run(&program, setting);
+        assert_eq!(ran.reason, StopReason::DebugExit(0), "seed {seed}");
+        let mut oracle = Oracle::default();
+        oracle.follow(&ran.journal);
+        oracle.finish();
+        interrupts += oracle.interrupts;
+        nmis += oracle.nmis;
+        interrupted += ran.exits.iter().filter(|exit| matches!(exit, Exit::NestedPageFault(_))).count();
+    }
+    assert!(interrupts > 50 * seeds as usize && nmis > 5 * seeds as usize, "{interrupts} interrupts, {nmis} NMIs");
+    assert!(interrupted > 10 * seeds as usize, "{interrupted} deliveries and accesses met a missing page");
+}
+
+#[test]
+fn a_stack_where_a_device_is_ends_the_guest_and_not_the_host() {
+    for vendor in VENDORS {
+        let mut program = prologue();
+        program.ops(&[Op::Mov(Gpr::Rsp, 0xFED0_0800)]);
+        arm(&mut program, 12);
+        program.ops(&[Op::Sti]).ops(&[Op::Store(0xFED0_0000, Width::Dword); 20]);
+        epilogue(&mut program);
+        let ran = run(&program, Setting::new(vendor));
+        assert!(matches!(ran.reason, StopReason::Unhandled(_)), "{:?}", ran.reason);
+        assert!(!ran.journal.iter().any(|record| matches!(record, Record::Delivered(..))));
+    }
+}

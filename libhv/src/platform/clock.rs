@@ -137,7 +137,8 @@ pub(crate) struct Ratio {
 
 impl Ratio {
     pub(crate) fn new(tsc: Frequency, apic_hz: u64) -> Self {
-        let counts = (((u128::from(apic_hz) << 32) / u128::from(tsc.hz())) as u64).max(1);
+        // Rounded up, so that no stretch is cut short.
+        let counts = ((u128::from(apic_hz) << 32).div_ceil(u128::from(tsc.hz())) as u64).max(1);
         Self { counts, longest: ((u64::from(u32::MAX) << 32) / counts).min(u64::MAX / counts) }
     }
 
@@ -156,15 +157,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_are_never_early_and_less_than_two_late(tsc in 1_000_000u64..6_000_000_000, apic in 1_000_000u64..2_000_000_000, ticks: u64) {
+        fn counts_are_never_early_and_hardly_late(tsc in 1_000_000u64..6_000_000_000, apic in 1_000_000u64..2_000_000_000, shift in 0u32..64, ticks: u64) {
+            let ticks = ticks >> shift;
             let ratio = Ratio::new(Frequency::from_hz(tsc), apic);
-            let exact = u128::from(ticks) * u128::from(apic) / u128::from(tsc);
+            let exact = (u128::from(ticks) * u128::from(apic)).div_ceil(u128::from(tsc));
             let counts = u128::from(ratio.counts(ticks));
-            if exact < 1 << 31 {
-                // The ratio is rounded down by less than 2^-32, and stretches are shorter than 2^32 counts.
-                prop_assert!(counts + u128::from(ticks >> 32) >= exact && counts <= exact + 1, "{} for {}", counts, exact);
+            // The ratio is rounded up by less than 2^-32.
+            let slack = 1 + u128::from(ticks >> 32);
+            if exact + slack < 1 << 32 {
+                prop_assert!(counts >= exact && counts <= exact + slack, "{} for {}", counts, exact);
             } else {
-                prop_assert!(counts >= (1 << 31) - 1 - u128::from(ticks >> 32).min(1 << 20));
+                prop_assert!(counts >= 1 << 31, "{} for {}", counts, exact);
             }
         }
     }

@@ -23,6 +23,7 @@ use crate::time::Tsc;
 use crate::trace::Trace;
 use control::ControlRules;
 use cpuid::{CpuidSource, CpuidTable, Feature, Settings};
+use msr::{MsrSettings, Msrs};
 
 /// The appliance's own voice: asked about every exit before the devices and the library's own answers.
 ///
@@ -66,6 +67,9 @@ pub struct World<'a, H> {
     pub host: &'a mut H,
 }
 
+/// The revision of microcode that a guest is told: the highest, so that it looks for no newer one.
+const MICROCODE: u32 = u32::MAX;
+
 /// One virtual processor on a backend.
 #[derive(Debug)]
 pub struct Vcpu<B, A = ()> {
@@ -74,6 +78,7 @@ pub struct Vcpu<B, A = ()> {
     index: usize,
     cpuid: CpuidTable,
     control_rules: ControlRules,
+    msrs: Msrs,
     emulator: Emulator,
     trace: Trace,
     /// An event whose delivery was interrupted, and that something more urgent overtook.
@@ -108,6 +113,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             physical_bits: control_rules.physical_bits,
             gigabyte_pages: cpuid.offers(Feature::PAGE_1GB),
         };
+        let msrs = Msrs::new(&cpuid, &MsrSettings { tsc: settings.tsc, microcode: MICROCODE, arch_capabilities: 0 });
         backend.own_cr4(control_rules.cr4);
         backend.load(entry);
         Self {
@@ -116,6 +122,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             index,
             cpuid,
             control_rules,
+            msrs,
             emulator: Emulator::new(features),
             trace: Trace::new(index),
             deferred: None,

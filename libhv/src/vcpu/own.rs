@@ -1,6 +1,7 @@
 //! What a virtual processor answers by itself: CPUID, MSRs, XSETBV, hypercalls.
 
 use super::cpuid::Dynamic;
+use super::msr::{MsrContext, MsrRead, MsrWrite, index};
 use super::{Appliance, Backend, Vcpu, World, xsetbv};
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
@@ -13,11 +14,11 @@ pub const UNKNOWN_HYPERCALL: u64 = u64::MAX;
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
     #[inline]
     pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Resolution {
-        let (backend, apic_id) = (&self.backend, self.index as u32);
+        let (backend, xss, apic_id) = (&self.backend, self.msrs.xss(), self.index as u32);
         let [eax, ebx, ecx, edx] = self.cpuid.lookup(leaf, subleaf, || {
             let cr4 = backend.control(ControlRegister::Cr4);
             let xcr0 = if cr4 & CR4_OSXSAVE != 0 { backend.xcr0() } else { 1 };
-            Dynamic { cr4, xcr0, xss: 0, apic_id }
+            Dynamic { cr4, xcr0, xss, apic_id }
         });
         self.backend.set_gpr(Gpr::Rax, eax.into());
         self.backend.set_gpr(Gpr::Rbx, ebx.into());
@@ -47,16 +48,17 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
 
     #[inline]
     pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Resolution {
-        let answer = world.chipset.read_msr(self.index, msr, now);
-        let value = match answer {
-            Some(Ok(value)) => value,
-            Some(Err(event)) => return Resolution::Inject(event),
-            None => match self.backend.switched_msr(msr) {
-                Some(value) => value,
-                None if msr.0 == 0xC000_0080 => self.backend.efer(),
-                None => return Resolution::Inject(Event::GENERAL_PROTECTION),
+        let answer = match self.msrs.read(msr, || context(&self.backend, now)) {
+            MsrRead::Value(value) => Some(value),
+            MsrRead::Switched => self.backend.switched_msr(msr),
+            MsrRead::LocalApic => match world.chipset.read_msr(self.index, msr, now) {
+                Some(Ok(deadline)) if msr.0 == index::TSC_DEADLINE => Some(self.guest_deadline(deadline)),
+                Some(Ok(value)) => Some(value),
+                _ => None,
             },
+            MsrRead::Fault => None,
         };
+        let Some(value) = answer else { return Resolution::Inject(Event::GENERAL_PROTECTION) };
         self.backend.set_edx_eax(value);
         Resolution::Complete
     }
@@ -69,15 +71,47 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         world: &mut World<'_, H>,
         now: Tsc,
     ) -> Resolution {
-        match world.chipset.write_msr(self.index, msr, value, now) {
-            Some(Ok(())) => self.after_devices(world, Resolution::Complete),
-            Some(Err(event)) => Resolution::Inject(event),
-            None if msr.0 == 0xC000_0080 => {
+        let done = match self.msrs.write(msr, value, || context(&self.backend, now)) {
+            MsrWrite::Done => true,
+            MsrWrite::Switched(value) => self.backend.set_switched_msr(msr, value),
+            MsrWrite::Efer(value) => {
                 self.backend.set_efer(value);
-                Resolution::Complete
+                true
             }
-            None if self.backend.set_switched_msr(msr, value) => Resolution::Complete,
-            None => Resolution::Inject(Event::GENERAL_PROTECTION),
+            MsrWrite::TscOffset(offset) => {
+                self.backend.set_tsc_offset(offset);
+                true
+            }
+            MsrWrite::LocalApic => {
+                let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value) } else { value };
+                let written = world.chipset.write_msr(self.index, msr, value, now);
+                if !matches!(written, Some(Ok(()))) {
+                    return Resolution::Inject(Event::GENERAL_PROTECTION);
+                }
+                return self.after_devices(world, Resolution::Complete);
+            }
+            MsrWrite::Fault => false,
+        };
+        if done { Resolution::Complete } else { Resolution::Inject(Event::GENERAL_PROTECTION) }
+    }
+
+    /// IA32_TSC_DEADLINE counts by the guest's clock, the devices by the host's; 0 is no deadline by both.
+    fn host_deadline(&self, deadline: u64) -> u64 {
+        match deadline {
+            0 => 0,
+            _ => deadline.wrapping_sub(self.msrs.tsc_offset()).max(1),
         }
     }
+
+    fn guest_deadline(&self, deadline: u64) -> u64 {
+        match deadline {
+            0 => 0,
+            _ => deadline.wrapping_add(self.msrs.tsc_offset()),
+        }
+    }
+}
+
+#[inline]
+fn context(backend: &impl Backend, now: Tsc) -> MsrContext {
+    MsrContext { cr0: backend.control(ControlRegister::Cr0), efer: backend.efer(), now }
 }

@@ -1,5 +1,6 @@
 //! The appliance's own devices: what they claim, how they are reached, and what they ask for.
 
+use super::pci::{self, Claim, Pci};
 use crate::address::Gpa;
 use crate::exit::{StopReason, Width};
 use crate::time::Tsc;
@@ -71,6 +72,15 @@ pub trait Device: Send {
     fn memory_write(&mut self, address: Gpa, width: Width, value: u64, now: Tsc) {
         let _ = (address, width, value, now);
     }
+    /// Reads `width` at `offset` of base address register `bar`; asked of PCI functions only.
+    fn bar_read(&mut self, bar: usize, offset: u64, width: Width, now: Tsc) -> u64 {
+        let _ = (bar, offset, now);
+        width.mask()
+    }
+    /// Writes `width` at `offset` of base address register `bar`; asked of PCI functions only.
+    fn bar_write(&mut self, bar: usize, offset: u64, width: Width, value: u64, now: Tsc) {
+        let _ = (bar, offset, width, value, now);
+    }
     /// Lets time pass; called at the [`deadline`](Self::deadline) at the latest, and more often.
     fn advance(&mut self, now: Tsc) {
         let _ = now;
@@ -103,6 +113,8 @@ pub enum Conflict {
     Memory(u64),
     /// The interrupt line does not exist, or belongs to the chipset alone.
     Line(u8),
+    /// The PCI bus has no device number left, or no room for a base address register.
+    PciFull,
 }
 
 impl fmt::Display for Conflict {
@@ -110,6 +122,7 @@ impl fmt::Display for Conflict {
         match self {
             Self::Port(port) => write!(f, "the ports from {port:#x} on are taken"),
             Self::Memory(address) => write!(f, "the memory from {address:#x} on is taken"),
+            Self::PciFull => f.write_str("the PCI bus has no room for another function"),
             Self::Line(line) => write!(f, "interrupt line {line} is not for devices of the appliance"),
         }
     }
@@ -122,6 +135,8 @@ struct Attached {
     ports: Vec<RangeInclusive<u16>>,
     memory: Vec<RangeInclusive<u64>>,
     line: Option<u8>,
+    /// The device number on PCI bus 0, if it is a PCI function.
+    pci: Option<u8>,
 }
 
 /// The devices that were added, each found by what it claims.
@@ -155,8 +170,28 @@ impl Bus {
             }
         }
         let (ports, memory, line) = (device.ports().to_vec(), device.memory().to_vec(), device.interrupt_line());
-        self.attached.push(Attached { device, ports, memory, line });
+        self.attached.push(Attached { device, ports, memory, line, pci: None });
         Ok(())
+    }
+
+    /// Adds a function of PCI bus 0 by its device number.
+    pub(super) fn add_function(&mut self, device: Box<dyn Device>, number: u8) {
+        let line = Some(pci::interrupt_line(number));
+        self.attached.push(Attached { device, ports: Vec::new(), memory: Vec::new(), line, pci: Some(number) });
+    }
+
+    /// Returns the PCI function with a base address register for which `offset` has an answer: the device, the
+    /// register's number, and the offset.
+    pub(super) fn at_bar(
+        &mut self,
+        pci: &Pci,
+        offset: impl Fn(Claim) -> Option<u64>,
+    ) -> Option<(&mut dyn Device, usize, u64)> {
+        self.attached.iter_mut().find_map(|one| {
+            let function = pci.function(one.pci?)?;
+            let (bar, offset) = (0..pci::BARS).find_map(|bar| Some((bar, offset(function.claim(bar)?)?)))?;
+            Some((&mut *one.device as &mut dyn Device, bar, offset))
+        })
     }
 
     /// Returns the device at a port.
@@ -175,6 +210,14 @@ impl Bus {
     /// Returns whether a device claims an address.
     pub(super) fn claims(&self, address: Gpa) -> bool {
         self.attached.iter().any(|one| one.memory.iter().any(|range| range.contains(&address.as_u64())))
+    }
+
+    /// Returns whether a PCI function has an address.
+    pub(super) fn in_bar(&self, pci: &Pci, address: Gpa) -> bool {
+        let functions = self.attached.iter().filter_map(|one| pci.function(one.pci?));
+        functions
+            .flat_map(|function| (0..pci::BARS).filter_map(|bar| function.claim(bar)))
+            .any(|claim| claim.address(address.as_u64()).is_some())
     }
 
     /// Returns the devices.

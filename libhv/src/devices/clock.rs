@@ -33,7 +33,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_moment_is_the_first_at_which_the_pulse_has_passed(pulses in 1u64..1 << 40, hz in 1u64..4_000_000, own in 4_000_000u64..5_000_000_000) {
+        fn a_moment_is_the_first_at_which_the_pulse_has_passed(pulses in 1u64..1 << 31, hz in 1u64..4_000_000, own in 4_000_000u64..5_000_000_000) {
             let clock = Clock::new(hz, Frequency::from_hz(own));
             let moment = clock.moment(pulses);
             prop_assert_eq!(clock.pulses(moment), pulses);

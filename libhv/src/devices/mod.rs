@@ -1,5 +1,6 @@
 //! The devices a guest sees: one chipset, and room for the appliance's own.
 
+pub mod acpi;
 pub mod bus;
 pub mod chipset;
 mod clock;
@@ -7,9 +8,11 @@ pub mod debug_exit;
 pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod pm;
+pub mod rtc;
 pub mod uart;
 
 pub use bus::{Conflict, Device};

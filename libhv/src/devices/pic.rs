@@ -3,6 +3,11 @@
 //! The edge that an edge-triggered line has seen is kept until it is acknowledged, even when the line falls before:
 //! devices here pulse. Level or edge is chosen line by line in ELCR; ICW1.LTIM is ignored, as chipsets with ELCR do.
 
+/// The first port of the first controller.
+pub const FIRST: u16 = 0x20;
+/// The first port of the second controller.
+pub const SECOND: u16 = 0xA0;
+
 /// The line on which the second controller reports to the first.
 const CASCADE: u8 = 2;
 
@@ -233,6 +238,13 @@ impl Pic {
     #[inline]
     pub const fn asserted(&self) -> bool {
         self.asserted
+    }
+
+    /// Makes `line`, 0 to 15, level-triggered as firmware does for PCI and SCI; those that never are stay as they are.
+    pub fn make_level(&mut self, line: u8) {
+        let port = if line < 8 { 0x4D0 } else { 0x4D1 };
+        let level = self.read(port) | 1 << (line & 7);
+        self.write(port, level);
     }
 
     /// Sets the level of `line`, 0 to 15; line 2 is the cascade, and it and higher numbers are ignored.

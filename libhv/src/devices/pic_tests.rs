@@ -204,7 +204,7 @@ proptest! {
     }
 
     #[test]
-    fn any_access_is_harmless(accesses in proptest::collection::vec((0usize..6, any::<Option<u8>>(), 0u8..20, any::<bool>()), 0..200)) {
+    fn any_access_is_harmless(accesses in proptest::collection::vec((0usize..6, any::<Option<u8>>(), 0u8..20, any::<bool>()), 0..60)) {
         let mut pic = Pic::new();
         for (port, value, line, high) in accesses {
             let port = [0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1][port];

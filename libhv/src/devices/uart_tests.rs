@@ -151,7 +151,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn bytes_arrive_once_and_in_order(steps in proptest::collection::vec(step(), 1..200)) {
+    fn bytes_arrive_once_and_in_order(steps in proptest::collection::vec(step(), 1..60)) {
         let mut uart = uart();
         uart.write(1, IER_RECEIVED);
         let (mut typed, mut held, mut room) = (VecDeque::new(), VecDeque::new(), 1);
@@ -181,7 +181,7 @@ proptest! {
     }
 
     #[test]
-    fn any_access_is_harmless_and_no_byte_is_lost_on_the_way_out(accesses in proptest::collection::vec((0u16..8, any::<Option<u8>>()), 0..200)) {
+    fn any_access_is_harmless_and_no_byte_is_lost_on_the_way_out(accesses in proptest::collection::vec((0u16..8, any::<Option<u8>>()), 0..60)) {
         let mut uart = uart();
         let (mut divisor, mut looped, mut said) = (false, false, Vec::new());
         for (offset, value) in accesses {

@@ -2,11 +2,11 @@
 
 use super::Chipset;
 use crate::devices::lapic::{Delivery, Effect, Interrupt, LocalApic};
-use crate::devices::{i8042, pit, pm, uart};
+use crate::devices::{i8042, pit, pm, rtc, uart};
 
 /// Interrupt lines that devices of the appliance cannot have: timer, keyboard, cascade, COM1, RTC, SCI.
 pub(super) const OWN_LINES: u32 =
-    1 << pit::LINE | 1 << i8042::LINE | 1 << 2 | 1 << uart::COM1_LINE | 1 << 8 | 1 << pm::LINE;
+    1 << pit::LINE | 1 << i8042::LINE | 1 << 2 | 1 << uart::COM1_LINE | 1 << rtc::LINE | 1 << pm::LINE;
 
 /// The IOAPIC pin of the PICs' request.
 const PIC_PIN: u8 = 0;

@@ -11,9 +11,11 @@ use super::bus::{Bus, Conflict, Device};
 use super::i8042::KeyboardController;
 use super::ioapic::{self, IoApic};
 use super::lapic::{LocalApic, Startup};
+use super::pci::{self, Pci};
 use super::pic::Pic;
 use super::pit::Pit;
 use super::pm::PowerManagement;
+use super::rtc::Rtc;
 use super::uart::Uart;
 use crate::address::Gpa;
 use crate::exit::{Event, Msr, StopReason, Width};
@@ -31,13 +33,16 @@ pub const IOAPIC_ID: u8 = 0;
 /// The guest-physical addresses of local APICs and message-signalled interrupts.
 pub const LOCAL_APICS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
 
+/// The most virtual processors a chipset has local APICs for.
+pub const MAX_PROCESSORS: u32 = 1024;
+
 /// A deadline that never comes.
 const NEVER: Tsc = Tsc(u64::MAX);
 
 /// What a chipset needs to know of its guest and its host.
 #[derive(Clone, Copy, Debug)]
 pub struct Configuration {
-    /// Virtual processors; 0 is taken as 1. Their APIC IDs are 0, 1, 2, ...
+    /// Virtual processors, with APIC IDs 0, 1, 2, ...; 0 is taken as 1, and more than [`MAX_PROCESSORS`] as that.
     pub processors: usize,
     /// How fast the time-stamp counter runs from which all moments come.
     pub frequency: Frequency,
@@ -70,6 +75,11 @@ impl Configuration {
             physical_address_bits: 52,
         }
     }
+
+    /// Returns how many virtual processors there are: 1 to [`MAX_PROCESSORS`].
+    pub fn processors(&self) -> u32 {
+        u32::try_from(self.processors).map_or(MAX_PROCESSORS, |processors| processors.clamp(1, MAX_PROCESSORS))
+    }
 }
 
 /// A guest's devices, with a local APIC for each of its virtual processors.
@@ -85,7 +95,9 @@ pub struct Chipset {
     pm: PowerManagement,
     keyboard: KeyboardController,
     bus: Bus,
-    memory: [RangeInclusive<u64>; 2],
+    pci: Pci,
+    rtc: Rtc,
+    memory: Vec<RangeInclusive<u64>>,
     /// The PICs' request as LINT0 has it.
     lint0: bool,
     /// Interrupt lines that are high, a bit each.
@@ -107,6 +119,8 @@ impl fmt::Debug for Chipset {
             .field("ioapic", &self.ioapic)
             .field("pit", &self.pit)
             .field("pm", &self.pm)
+            .field("rtc", &self.rtc)
+            .field("pci", &self.pci)
             .field("keyboard", &self.keyboard)
             .field("bus", &self.bus)
             .field("lines", &self.lines)
@@ -121,8 +135,8 @@ impl Chipset {
     /// virtual-wire mode, no timer running.
     pub fn new(configuration: Configuration, console: Box<dyn Console + Send>) -> Self {
         let Configuration { frequency, start, .. } = configuration;
-        let processors = u32::try_from(configuration.processors.max(1)).unwrap_or(u32::MAX);
-        let mut apics: Vec<_> = (0..processors)
+        let (below_4g, above_4g) = (configuration.memory_below_4g, configuration.memory_above_4g);
+        let mut apics: Vec<_> = (0..configuration.processors())
             .map(|id| LocalApic::new(id, frequency).physical_address_bits(configuration.physical_address_bits))
             .collect();
         if let Some(first) = apics.first_mut() {
@@ -132,11 +146,9 @@ impl Chipset {
             0 => u64::MAX,
             hz => frequency.ticks_from(1, hz.into()),
         };
-        // An empty range where there is no memory.
-        let region = |first: u64, bytes: u64| match bytes.checked_sub(1) {
-            Some(last) => first..=first.saturating_add(last),
-            None => 1..=0,
-        };
+        let regions = [(0u64, below_4g), (1 << 32, above_4g)].into_iter();
+        let memory =
+            regions.filter(|(_, bytes)| *bytes > 0).map(|(first, bytes)| first..=first.saturating_add(bytes - 1));
         let mut chipset = Self {
             apics,
             uart: Uart::new(console),
@@ -146,7 +158,9 @@ impl Chipset {
             pm: PowerManagement::new(frequency),
             keyboard: KeyboardController::new(),
             bus: Bus::default(),
-            memory: [region(0, configuration.memory_below_4g), region(1 << 32, configuration.memory_above_4g)],
+            pci: Pci::new(below_4g),
+            rtc: Rtc::new(frequency, start, configuration.wall_clock, below_4g, above_4g),
+            memory: memory.collect(),
             lint0: false,
             lines: 0,
             stop: None,
@@ -157,6 +171,7 @@ impl Chipset {
             input_poll_ticks,
         };
         chipset.pm.advance(start);
+        chipset.pic.make_level(super::pm::LINE);
         chipset.schedule_devices();
         chipset
     }
@@ -171,13 +186,24 @@ impl Chipset {
         {
             return Err(Conflict::Line(line));
         }
-        let [low, high] = self.memory.clone();
-        let ioapic = IOAPIC..=IOAPIC + 0xFFF;
-        let taken = [low, high, ioapic, LOCAL_APICS];
-        let taken: Vec<_> = taken.into_iter().filter(|range| !range.is_empty()).collect();
+        let mut taken = self.memory.clone();
+        taken.extend([IOAPIC..=IOAPIC + 0xFFF, LOCAL_APICS]);
         self.bus.add(device, ports::OWN_PORTS, &taken)?;
         self.follow_bus();
         Ok(())
+    }
+
+    /// Adds a device of the appliance's own as a function of PCI bus 0; returns its device number. Of what
+    /// [`Device`] has, ports, memory and interrupt line are not asked: base address registers and INTA take their place.
+    ///
+    /// # Errors
+    /// When the bus is full; then nothing has changed.
+    pub fn add_function(&mut self, device: Box<dyn Device>, function: pci::Function) -> Result<u8, Conflict> {
+        let number = self.pci.add(function).ok_or(Conflict::PciFull)?;
+        self.pic.make_level(pci::interrupt_line(number));
+        self.bus.add_function(device, number);
+        self.follow_bus();
+        Ok(number)
     }
 
     /// Reads `width` (32 bits at most) of memory-mapped devices at `address`; all ones where there is none.
@@ -191,10 +217,16 @@ impl Chipset {
         if address.as_u64() & !0xFFF == IOAPIC {
             return part(self.ioapic.read(register));
         }
-        let Some(device) = self.bus.at_address(address) else { return width.mask() };
-        let value = device.memory_read(address, width, now) & width.mask();
+        let value = if let Some(device) = self.bus.at_address(address) {
+            device.memory_read(address, width, now)
+        } else if let Some((device, bar, offset)) = self.bus.at_bar(&self.pci, |claim| claim.address(address.as_u64()))
+        {
+            device.bar_read(bar, offset, width, now)
+        } else {
+            return width.mask();
+        };
         self.follow_bus();
-        value
+        value & width.mask()
     }
 
     /// Writes `width` to memory-mapped devices at `address`; the write is lost where there is none. Interrupt
@@ -214,6 +246,10 @@ impl Chipset {
         } else if let Some(device) = self.bus.at_address(address) {
             device.memory_write(address, width, value & width.mask(), now);
             self.follow_bus();
+        } else if let Some((device, bar, offset)) = self.bus.at_bar(&self.pci, |claim| claim.address(address.as_u64()))
+        {
+            device.bar_write(bar, offset, width, value & width.mask(), now);
+            self.follow_bus();
         }
     }
 
@@ -223,6 +259,7 @@ impl Chipset {
         page.as_u64() == IOAPIC
             || self.apics.get(cpu).is_some_and(|apic| apic.page() == Some(page))
             || self.bus.claims(address)
+            || self.bus.in_bar(&self.pci, address)
     }
 
     /// Returns the local APIC whose registers `cpu` finds at an address.
@@ -296,6 +333,8 @@ impl Chipset {
         }
         self.pm.advance(now);
         self.set_line(super::pm::LINE, self.pm.line());
+        self.rtc.advance(now);
+        self.set_line(super::rtc::LINE, self.rtc.line());
         self.bus.devices().for_each(|device| device.advance(now));
         self.follow_bus();
     }
@@ -308,8 +347,9 @@ impl Chipset {
 
     /// Finds the earliest deadline after a device that keeps one was touched.
     fn schedule_devices(&mut self) {
-        let deadlines = [self.pit.deadline(), self.pm.deadline(), self.bus.deadline(), Some(self.input_poll)];
-        self.device_deadline = deadlines.into_iter().flatten().min().unwrap_or(NEVER);
+        let own = [self.pit.deadline(), self.pm.deadline(), self.rtc.deadline()];
+        let deadlines = own.into_iter().chain([self.bus.deadline(), Some(self.input_poll)]);
+        self.device_deadline = deadlines.flatten().min().unwrap_or(NEVER);
         self.schedule();
     }
 
@@ -343,6 +383,18 @@ impl Chipset {
     pub fn press_power_button(&mut self) {
         self.pm.press_power_button();
         self.set_line(super::pm::LINE, self.pm.line());
+    }
+
+    /// Pulls LINT1 of every processor, an NMI where the guest has it so, unless the guest masked NMIs in port 70H.
+    pub fn pulse_nmi(&mut self) {
+        if self.rtc.masks_nmi() {
+            return;
+        }
+        for apic in &mut self.apics {
+            apic.set_lint1(true);
+            apic.set_lint1(false);
+        }
+        self.attention = true;
     }
 
     /// Has a message-signalled interrupt or NMI arrive, as `address` and `data` encode it.

@@ -1,13 +1,14 @@
 //! Which device has which port: one match, then the appliance's own devices.
 
 use super::Chipset;
-use crate::devices::{debug_exit, i8042, pit, pm, uart};
+use crate::devices::{debug_exit, i8042, pci, pit, pm, rtc, uart};
 use crate::exit::{StopReason, Width};
 use crate::time::Tsc;
 use core::ops::RangeInclusive;
 
 const COM1: u16 = uart::COM1;
 const COM1_LAST: u16 = uart::COM1 + 7;
+const PCI_LAST: u16 = pci::DATA + 3;
 const PM_LAST: u16 = pm::END - 1;
 /// System control port A: bit 0 resets, bit 1 is A20.
 const PORT_A: u16 = 0x92;
@@ -62,6 +63,13 @@ impl Chipset {
             0x40..=0x43 | 0x61 => self.pit.read(port, now),
             pm::EVENT_BLOCK..=PM_LAST => self.pm.read(port, Width::Byte, now) as u8,
             pm::RESET => self.pm.read_reset(),
+            rtc::INDEX | rtc::DATA => {
+                let value = self.rtc.read(port, now);
+                self.set_line(rtc::LINE, self.rtc.line());
+                self.schedule_devices();
+                value
+            }
+            pci::ADDRESS..=PCI_LAST => self.pci.read(port, Width::Byte) as u8,
             i8042::DATA => {
                 let value = self.keyboard.read_data();
                 self.set_line(i8042::LINE, self.keyboard.line());
@@ -119,6 +127,12 @@ impl Chipset {
             PORT_A if value & 1 != 0 => self.end(StopReason::Reset),
             PORT_A => {}
             debug_exit::PORT => self.end(debug_exit::write(value.into())),
+            rtc::INDEX | rtc::DATA => {
+                self.rtc.write(port, value, now);
+                self.set_line(rtc::LINE, self.rtc.line());
+                self.schedule_devices();
+            }
+            pci::ADDRESS..=PCI_LAST => self.pci.write(port, Width::Byte, value.into()),
             _ => self.write_bus(port, Width::Byte, value.into(), now),
         }
     }
@@ -126,7 +140,8 @@ impl Chipset {
     fn read_wide(&mut self, port: u16, width: Width, now: Tsc) -> u32 {
         match port {
             pm::EVENT_BLOCK..=PM_LAST => self.pm.read(port, width, now),
-            _ if self.bus.at_port(port).is_some() => self.read_bus(port, width, now),
+            pci::ADDRESS..=PCI_LAST => self.pci.read(port, width),
+            _ if self.on_bus(port) => self.read_bus(port, width, now),
             _ => {
                 let bytes = core::array::from_fn(|index| {
                     if index < width.bytes() { self.read_byte(port.wrapping_add(index as u16), now) } else { 0 }
@@ -141,7 +156,8 @@ impl Chipset {
         match port {
             pm::EVENT_BLOCK..=PM_LAST => self.write_pm(port, width, value, now),
             debug_exit::PORT => self.end(debug_exit::write(value)),
-            _ if self.bus.at_port(port).is_some() => self.write_bus(port, width, value, now),
+            pci::ADDRESS..=PCI_LAST => self.pci.write(port, width, value),
+            _ if self.on_bus(port) => self.write_bus(port, width, value, now),
             _ => {
                 for (byte, index) in value.to_le_bytes().into_iter().zip(0..width.bytes() as u16) {
                     self.write_byte(port.wrapping_add(index), byte, now);
@@ -158,17 +174,30 @@ impl Chipset {
         self.schedule_devices();
     }
 
+    /// Returns whether a device of the appliance has a port: such a device sees accesses whole.
+    fn on_bus(&mut self, port: u16) -> bool {
+        self.bus.at_port(port).is_some() || self.bus.at_bar(&self.pci, |claim| claim.port(port)).is_some()
+    }
+
     fn read_bus(&mut self, port: u16, width: Width, now: Tsc) -> u32 {
         let ones = width.mask() as u32;
-        let Some(device) = self.bus.at_port(port) else { return ones };
-        let value = device.port_read(port, width, now) & ones;
+        let value = if let Some(device) = self.bus.at_port(port) {
+            device.port_read(port, width, now)
+        } else if let Some((device, bar, offset)) = self.bus.at_bar(&self.pci, |claim| claim.port(port)) {
+            device.bar_read(bar, offset, width, now) as u32
+        } else {
+            return ones;
+        };
         self.follow_bus();
-        value
+        value & ones
     }
 
     fn write_bus(&mut self, port: u16, width: Width, value: u32, now: Tsc) {
         if let Some(device) = self.bus.at_port(port) {
             device.port_write(port, width, value, now);
+            self.follow_bus();
+        } else if let Some((device, bar, offset)) = self.bus.at_bar(&self.pci, |claim| claim.port(port)) {
+            device.bar_write(bar, offset, width, value.into(), now);
             self.follow_bus();
         }
     }

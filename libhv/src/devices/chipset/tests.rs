@@ -302,7 +302,7 @@ fn what_is_taken_is_refused() {
 
 proptest! {
     #[test]
-    fn random_accesses_never_panic(accesses in proptest::collection::vec((any::<u16>(), 0usize..4, any::<Option<u32>>(), 0u64..1 << 40, 0usize..30), 1..60)) {
+    fn random_accesses_never_panic(accesses in proptest::collection::vec((any::<u16>(), 0usize..4, any::<Option<u32>>(), 0u64..1 << 40, 0usize..30), 1..40)) {
         let mut chipset = Chipset::new(configuration(2), Box::new(()));
         let ports: Vec<u16> = ports::OWN_PORTS.iter().cloned().flatten().collect();
         let mut now = T0;

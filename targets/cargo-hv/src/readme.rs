@@ -45,7 +45,7 @@ fn without_spaces(text: &str) -> String {
 pub(crate) fn support_table(mode: Mode) -> Result<()> {
     let scenarios = scenarios::all()?;
     let promised = scenarios.iter().filter_map(|scenario| Some((scenario.support.as_deref()?, &scenario.on)));
-    section("support-table", &table(&promised.collect::<Vec<_>>(), &machine::names()), mode)
+    section("support", &table(&promised.collect::<Vec<_>>(), &machine::names()), mode)
 }
 
 fn table(promised: &[(&str, &Vec<String>)], machines: &[String]) -> String {

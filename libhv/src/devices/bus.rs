@@ -81,7 +81,7 @@ pub trait Device: Send {
     fn bar_write(&mut self, bar: usize, offset: u64, width: Width, value: u64, now: Tsc) {
         let _ = (bar, offset, width, value, now);
     }
-    /// Lets time pass; called at the [`deadline`](Self::deadline) at the latest, and more often.
+    /// Lets time pass; called at the [`deadline`](Self::deadline) at the latest, and perhaps sooner.
     fn advance(&mut self, now: Tsc) {
         let _ = now;
     }

@@ -313,18 +313,18 @@ impl Chipset {
     /// Brings all devices to `now` and takes the console's input.
     pub fn advance(&mut self, now: Tsc) {
         self.uart.poll();
-        if now >= self.input_poll {
-            self.input_poll = now + self.input_poll_ticks;
-        }
         self.follow_uart();
         if now >= self.device_deadline {
+            if now >= self.input_poll {
+                self.input_poll = now + self.input_poll_ticks;
+            }
             self.advance_devices(now);
         }
         for apic in &mut self.apics {
             apic.advance(now);
         }
         self.attention = true;
-        self.schedule_devices();
+        self.schedule();
     }
 
     fn advance_devices(&mut self, now: Tsc) {

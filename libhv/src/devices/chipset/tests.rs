@@ -300,6 +300,70 @@ fn what_is_taken_is_refused() {
     assert_eq!(chipset.add(Box::new(Claims([0x500..=0x500].into(), [64 << 20..=1 << 30].into(), Some(5)))), Ok(()));
 }
 
+/// A PCI function that remembers what was written to its registers, and interrupts while that is not 0.
+struct Latch(u64);
+
+impl Device for Latch {
+    fn bar_read(&mut self, bar: usize, offset: u64, _width: Width, _now: Tsc) -> u64 {
+        (bar as u64) << 16 | offset << 8 | self.0
+    }
+    fn bar_write(&mut self, _bar: usize, _offset: u64, _width: Width, value: u64, _now: Tsc) {
+        self.0 = value;
+    }
+    fn interrupting(&self) -> bool {
+        self.0 != 0
+    }
+}
+
+#[test]
+fn a_pci_function_is_found_and_follows_its_base_address_registers() {
+    let mut chipset = chipset();
+    let function =
+        pci::Function::new(1, 2, 0xFF_0000).bar(0, pci::Bar::Memory(4096)).bar(1, pci::Bar::Ports(8)).interrupt();
+    assert_eq!(chipset.add_function(Box::new(Latch(0)), function), Ok(2));
+    let config = |chipset: &mut Chipset, register: u32, value: u32| {
+        chipset.port_write(0, pci::ADDRESS, Width::Dword, 1 << 31 | 2 << 11 | register, T0);
+        chipset.port_write(0, pci::DATA, Width::Dword, value, T0);
+    };
+    config(&mut chipset, 0x10, 0xD000_0000);
+    config(&mut chipset, 0x14, 0xC100);
+    assert!(chipset.is_mmio(0, Gpa::new(0xD000_0FFF)) && !chipset.is_mmio(0, Gpa::new(0xC000_0000)));
+    start_pics(&mut chipset, 1 << 10 | 1 << 2);
+    chipset.memory_write(0, Gpa::new(0xD000_0010), Width::Dword, 7, T0);
+    assert_eq!(chipset.port_read(0, 0xC103, Width::Dword, T0), 0x1_0307);
+    assert_eq!(chipset.acknowledge(0), Some(0x3A));
+    out(&mut chipset, 0xA0, &[0x20]);
+    out(&mut chipset, 0x20, &[0x20]);
+    assert!(chipset.pending_interrupt(0), "INTA is a level");
+    chipset.memory_write(0, Gpa::new(0xD000_0010), Width::Dword, 0, T0);
+    assert!(!chipset.pending_interrupt(0));
+    config(&mut chipset, 0x04, 0);
+    assert_eq!(chipset.memory_read(0, Gpa::new(0xD000_0010), Width::Dword, T0), 0xFFFF_FFFF);
+}
+
+#[test]
+fn an_nmi_arrives_unless_port_70_masks_it() {
+    let mut chipset = chipset();
+    out(&mut chipset, 0x70, &[0x80]);
+    chipset.pulse_nmi();
+    assert!(!chipset.nmi_pending(0));
+    out(&mut chipset, 0x70, &[0x00]);
+    chipset.pulse_nmi();
+    assert!(chipset.nmi_pending(0) && chipset.take_nmi(0) && !chipset.take_nmi(0));
+}
+
+#[test]
+fn the_clock_interrupts_through_line_8() {
+    let mut chipset = chipset();
+    start_pics(&mut chipset, 1 << 8 | 1 << 2);
+    out(&mut chipset, 0x70, &[0x0B]);
+    out(&mut chipset, 0x71, &[0x12]);
+    let deadline = chipset.next_deadline().expect("update interrupts are on");
+    assert_eq!(deadline, T0 + HZ);
+    chipset.advance(deadline);
+    assert_eq!(chipset.acknowledge(0), Some(0x38));
+}
+
 proptest! {
     #[test]
     fn random_accesses_never_panic(accesses in proptest::collection::vec((any::<u16>(), 0usize..4, any::<Option<u32>>(), 0u64..1 << 40, 0usize..30), 1..40)) {

@@ -94,6 +94,23 @@ fn interrupts_wait_until_register_c_is_read() {
 }
 
 #[test]
+fn the_alarm_interrupts_when_its_second_begins() {
+    let mut rtc = rtc(7 * 3600);
+    for (register, value) in [(HOURS_ALARM, 0x07), (MINUTES_ALARM, 0x02), (SECONDS_ALARM, 0x05)] {
+        set(&mut rtc, register as u8, value, START);
+    }
+    set(&mut rtc, B, 0x22, START);
+    let alarm = rtc.deadline().expect("the alarm is on");
+    assert_eq!(alarm, START + 125 * HZ);
+    rtc.advance(alarm - 1);
+    assert!(!rtc.line());
+    rtc.advance(alarm);
+    assert!(rtc.line());
+    assert_eq!(get(&mut rtc, C, alarm) & 0xA0, 0xA0);
+    assert_eq!(rtc.deadline(), Some(alarm + 86_400 * HZ));
+}
+
+#[test]
 fn periodic_interrupts_come_at_the_rate_chosen() {
     let mut rtc = rtc(0);
     set(&mut rtc, A, 0x2A, START);

@@ -3,6 +3,7 @@
 mod harness;
 mod oracle;
 mod run;
+mod wild;
 
 use super::*;
 use crate::address::Gpa;

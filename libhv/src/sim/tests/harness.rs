@@ -87,37 +87,80 @@ pub(super) fn run(program: &Program, setting: Setting) -> Ran {
     Ran { reason, journal: journal.take(), exits: exits.take(), now, executed }
 }
 
-/// Begins a program: a stack, x2APIC mode enabled by software, the timer in TSC-deadline mode.
-pub(super) fn prologue() -> Program {
-    let mut program = Program::at(0x1000);
-    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
-    program.wrmsr(0x1B, 0xFEE0_0D00).wrmsr(0x80F, 0x1FF).wrmsr(0x832, 0x4_0000 | u64::from(TIMER));
-    program
+/// How the guest reaches its local APIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mode {
+    /// By stores to its page.
+    XApic,
+    /// By WRMSR.
+    X2Apic,
 }
 
-/// Ends a program: everything that waits is taken, then it writes 0 to the debug-exit port. Handlers follow.
-pub(super) fn epilogue(program: &mut Program) {
-    program.ops(&[Op::SetFlags(2), Op::Mov(Gpr::Rax, 0), Op::WriteCr8, Op::Sti]).ops(&[Op::Nop; 40]);
-    sleep(program, 500);
-    sleep(program, 500);
-    program.out(DEBUG_EXIT, Width::Byte, 0).ops(&[Op::Cli, Op::Hlt]);
-    handlers(program);
-}
+impl Mode {
+    /// Adds a write of a register, by its number in x2APIC mode less 800H.
+    pub(super) fn write(self, program: &mut Program, number: u32, value: u32) {
+        match self {
+            Self::XApic => program.store(0xFEE0_0000 + number * 16, Width::Dword, value),
+            Self::X2Apic => program.wrmsr(0x800 + number, value.into()),
+        };
+    }
 
-pub(super) fn handlers(program: &mut Program) {
-    program.continue_at(0x4_0000);
-    for vector in PLAIN.into_iter().chain([TIMER]) {
-        program.handler(vector).ops(&[Op::PushAll]).wrmsr(0x80B, 0).ops(&[Op::PopAll, Op::Iret]);
+    /// Adds an interrupt to the guest itself.
+    pub(super) fn interrupt(self, program: &mut Program, vector: u8) {
+        match self {
+            Self::XApic => self.write(program, 0x30, 0x4_0000 | u32::from(vector)),
+            Self::X2Apic => self.write(program, 0x3F, vector.into()),
+        }
     }
-    for vector in NESTING {
-        program.handler(vector).ops(&[Op::PushAll, Op::Sti, Op::Nop, Op::Nop]).wrmsr(0x80B, 0);
-        program.ops(&[Op::MovSs, Op::PopAll, Op::Iret]);
+
+    /// Adds an NMI to the guest itself.
+    pub(super) fn nmi(self, program: &mut Program) {
+        self.write(program, 0x30, 0x4_0400);
     }
-    for vector in [1, 2, 3, 0x80] {
-        program.handler(vector).ops(&[Op::Nop, Op::Iret]);
+
+    /// Adds the end of an interrupt.
+    pub(super) fn end(self, program: &mut Program) {
+        self.write(program, 0x0B, 0);
     }
-    program.handler(6).ops(&[Op::ReturnTo(Gpr::Rbp), Op::Iret]);
-    program.handler(13).ops(&[Op::DropErrorCode, Op::ReturnTo(Gpr::Rbp), Op::Iret]);
+
+    /// Begins a program: a stack, the local APIC enabled by software, the timer in TSC-deadline mode.
+    pub(super) fn prologue(self) -> Program {
+        let mut program = Program::at(0x1000);
+        program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
+        if self == Self::X2Apic {
+            program.wrmsr(0x1B, 0xFEE0_0D00);
+        }
+        self.write(&mut program, 0x0F, 0x1FF);
+        self.write(&mut program, 0x32, 0x4_0000 | u32::from(TIMER));
+        program
+    }
+
+    /// Ends a program: everything that waits is taken, then it writes 0 to the debug-exit port. Handlers follow.
+    pub(super) fn epilogue(self, program: &mut Program) {
+        program.ops(&[Op::SetFlags(2), Op::Mov(Gpr::Rax, 0), Op::WriteCr8, Op::Sti]).ops(&[Op::Nop; 40]);
+        sleep(program, 500);
+        sleep(program, 500);
+        program.out(DEBUG_EXIT, Width::Byte, 0).ops(&[Op::Cli, Op::Hlt]);
+        self.handlers(program);
+    }
+
+    /// Adds the handlers.
+    pub(super) fn handlers(self, program: &mut Program) {
+        program.continue_at(0x4_0000);
+        for vector in PLAIN.into_iter().chain([TIMER]) {
+            self.end(program.handler(vector).ops(&[Op::PushAll]));
+            program.ops(&[Op::PopAll, Op::Iret]);
+        }
+        for vector in NESTING {
+            self.end(program.handler(vector).ops(&[Op::PushAll, Op::Sti, Op::Nop, Op::Nop]));
+            program.ops(&[Op::MovSs, Op::PopAll, Op::Iret]);
+        }
+        for vector in [1, 2, 3, 0x80] {
+            program.handler(vector).ops(&[Op::Nop, Op::Iret]);
+        }
+        program.handler(6).ops(&[Op::ReturnTo(Gpr::Rbp), Op::Iret]);
+        program.handler(13).ops(&[Op::DropErrorCode, Op::ReturnTo(Gpr::Rbp), Op::Iret]);
+    }
 }
 
 /// Adds instructions that may fault: then the guest goes on after them.

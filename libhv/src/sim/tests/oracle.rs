@@ -9,7 +9,7 @@ use std::vec::Vec;
 /// The vector of the timer in TSC-deadline mode.
 pub(super) const TIMER: u8 = 0xEC;
 
-/// Follows a journal of a guest in x2APIC mode, and panics at the first thing that should not have happened.
+/// Follows a journal of a guest, and panics at the first thing that should not have happened.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     requested: BTreeSet<u8>,
@@ -31,6 +31,10 @@ impl Oracle {
         for &record in journal {
             match record {
                 Record::Wrote(msr, value, moment) => self.wrote(msr, value, moment),
+                Record::Completed(Op::Store(address, _), eax) if address >> 12 == 0xFEE00 => {
+                    // TSC-deadline mode has its MSR alone: no register of the page needs a moment.
+                    self.wrote(0x800 | (address >> 4 & 0xFF), eax.into(), Tsc(0));
+                }
                 Record::Completed(Op::WriteCr8, eax) => self.priority = (eax as u8) << 4,
                 Record::Delivered(Event::Interrupt(vector), moment) => self.interrupt(vector, moment),
                 Record::Delivered(Event::Nmi, _) => {
@@ -64,8 +68,12 @@ impl Oracle {
         match msr {
             0x83F => drop(self.requested.insert(value as u8)),
             0x830 => {
-                assert_eq!(value, 0x4_0400, "this oracle knows NMIs to self");
-                self.nmi = true;
+                assert_eq!(value & !0x4FF, 0x4_0000, "this oracle knows messages to self");
+                if value & 0x400 != 0 {
+                    self.nmi = true;
+                } else {
+                    self.requested.insert(value as u8);
+                }
             }
             0x80B => drop(self.served.pop()),
             0x6E0 => {

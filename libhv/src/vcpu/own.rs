@@ -83,7 +83,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
                 true
             }
             MsrWrite::LocalApic => {
-                let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value) } else { value };
+                let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value, now) } else { value };
                 let written = world.chipset.write_msr(self.index, msr, value, now);
                 if !matches!(written, Some(Ok(()))) {
                     return Resolution::Inject(Event::GENERAL_PROTECTION);
@@ -96,10 +96,13 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     }
 
     /// IA32_TSC_DEADLINE counts by the guest's clock, the devices by the host's; 0 is no deadline by both.
-    fn host_deadline(&self, deadline: u64) -> u64 {
-        match deadline {
-            0 => 0,
-            _ => deadline.wrapping_sub(self.msrs.tsc_offset()).max(1),
+    /// What has passed by the guest's clock has passed by the host's too, however far apart the two are.
+    fn host_deadline(&self, deadline: u64, now: Tsc) -> u64 {
+        let guest_now = now.0.wrapping_add(self.msrs.tsc_offset());
+        match deadline.checked_sub(guest_now) {
+            _ if deadline == 0 => 0,
+            None => 1,
+            Some(ticks) => now.0.saturating_add(ticks).max(1),
         }
     }
 

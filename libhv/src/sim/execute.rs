@@ -148,13 +148,21 @@ impl Processor {
             }
             Op::Cli => self.rflags &= !RFLAGS_IF,
             Op::MovSs => self.shadow = Shadow::MovSs,
-            Op::SetFlags(flags) => {
+            Op::Push(number) => {
                 let top = (self.gpr(Gpr::Rsp) as u32).wrapping_sub(4);
                 if let Err(exit) = self.span(top, Width::Dword, true) {
                     return Some(exit);
                 }
-                self.write_memory(top.into(), Width::Dword, flags.into());
-                self.load_flags(flags.into());
+                self.write_memory(top.into(), Width::Dword, number.into());
+                self.set_gpr(Gpr::Rsp, top.into());
+            }
+            Op::PopFlags => {
+                let top = self.gpr(Gpr::Rsp) as u32;
+                if let Err(exit) = self.span(top, Width::Dword, false) {
+                    return Some(exit);
+                }
+                self.load_flags(self.read_memory(top.into(), Width::Dword));
+                self.set_gpr(Gpr::Rsp, top.wrapping_add(4).into());
             }
             Op::DropErrorCode => {
                 let top = (self.gpr(Gpr::Rsp) as u32).wrapping_add(4);

@@ -49,8 +49,10 @@ pub enum Op {
     Int(u8),
     /// JMP to an address.
     Jump(u32),
-    /// PUSH of a number, POPFD.
-    SetFlags(u32),
+    /// PUSH of a number.
+    Push(u32),
+    /// POPFD
+    PopFlags,
     /// UD2
     Ud2,
     /// PAUSE
@@ -100,10 +102,11 @@ impl Op {
             Self::Store(to, width) => return sized(width, 0x88, &absolute(to)),
             Self::Load(from, width) => return sized(width, 0x8A, &absolute(from)),
             Self::Jump(to) => return with(&[0xE9], to.wrapping_sub(address.wrapping_add(5))),
-            Self::SetFlags(flags) => return [&with(&[0x68], flags)[..], &[0x9D]].concat(),
+            Self::Push(number) => return with(&[0x68], number),
             Self::AddEax(number) => return with(&[0x05], number),
             Self::ReturnTo(register) => return alloc::vec![0x89, 0x04 | (register as u8 & 7) << 3, 0x24],
             Self::Int(vector) => return alloc::vec![0xCD, vector],
+            Self::PopFlags => &[0x9D],
             Self::Nop => &[0x90],
             Self::Cpuid => &[0x0F, 0xA2],
             Self::Rdmsr => &[0x0F, 0x32],
@@ -188,6 +191,11 @@ impl Program {
         self.ops(&[Op::Mov(Gpr::Rcx, msr), Op::Mov(Gpr::Rax, low), Op::Mov(Gpr::Rdx, high), Op::Wrmsr])
     }
 
+    /// Adds a change of EFLAGS by way of the stack.
+    pub fn flags(&mut self, flags: u32) -> &mut Self {
+        self.ops(&[Op::Push(flags), Op::PopFlags])
+    }
+
     /// Adds OUT of a number to a port.
     pub fn out(&mut self, port: u16, width: Width, value: u32) -> &mut Self {
         self.ops(&[Op::Mov(Gpr::Rdx, port.into()), Op::Mov(Gpr::Rax, value), Op::Out(width)])
@@ -226,6 +234,8 @@ mod tests {
             (Op::Hypercall, Code::Vmcall),
             (Op::Iret, Code::Iretd),
             (Op::DropErrorCode, Code::Add_rm32_imm8),
+            (Op::Push(5), Code::Pushd_imm32),
+            (Op::PopFlags, Code::Popfd),
             (Op::PushAll, Code::Pushad),
             (Op::PopAll, Code::Popad),
             (Op::AddEax(7), Code::Add_EAX_imm32),

@@ -153,7 +153,7 @@ fn a_fault_without_a_handler_becomes_a_double_fault_and_then_shutdown() {
 fn single_steps_trap_after_the_next_instruction_and_not_in_a_shadow() {
     let trap = Exit::Exception { vector: 1, error_code: None };
     let (_, mut processor, memory) = processor(Vendor::Intel, &[1], |program| {
-        program.ops(&[Op::SetFlags(0x102), Op::Nop, Op::MovSs, Op::Nop, Op::Cpuid]);
+        program.ops(&[Op::Push(0x102), Op::PopFlags, Op::Nop, Op::MovSs, Op::Nop, Op::Cpuid]);
     });
     let first = 0x1005 + 6;
     for end in [first + 1, first + 4] {

@@ -137,7 +137,7 @@ impl Mode {
 
     /// Ends a program: everything that waits is taken, then it writes 0 to the debug-exit port. Handlers follow.
     pub(super) fn epilogue(self, program: &mut Program) {
-        program.ops(&[Op::SetFlags(2), Op::Mov(Gpr::Rax, 0), Op::WriteCr8, Op::Sti]).ops(&[Op::Nop; 40]);
+        program.flags(2).ops(&[Op::Mov(Gpr::Rax, 0), Op::WriteCr8, Op::Sti]).ops(&[Op::Nop; 40]);
         sleep(program, 500);
         sleep(program, 500);
         program.out(DEBUG_EXIT, Width::Byte, 0).ops(&[Op::Cli, Op::Hlt]);

@@ -36,6 +36,19 @@ fn halted_guests_wake_at_the_timers_deadline() {
 }
 
 #[test]
+fn deadlines_are_those_of_the_guests_own_clock() {
+    const SET: u64 = 1 << 40;
+    for (deadline, woke) in [(5, 0..200), (SET, 0..200), (SET + 50_000, 50_000..50_200)] {
+        let mut program = Mode::X2Apic.prologue();
+        program.wrmsr(0x10, SET).wrmsr(0x6E0, deadline).ops(&[Op::Sti, Op::Hlt]).out(DEBUG_EXIT, Width::Byte, 7);
+        Mode::X2Apic.handlers(&mut program);
+        let ran = run(&program, Setting { budget: 1000, ..Setting::new(VENDORS[0]) });
+        assert_eq!(ran.reason, StopReason::DebugExit(7));
+        assert!(woke.contains(&ran.now.0), "woke at {:?} for {deadline:#x}", ran.now);
+    }
+}
+
+#[test]
 fn a_guest_that_halts_for_good_ends() {
     let mut program = Mode::X2Apic.prologue();
     program.ops(&[Op::Cli, Op::Hlt]);
@@ -80,7 +93,7 @@ fn orderly(mode: Mode, random: &mut Random, blocks: usize) -> Program {
             12 => drop(program.ops(&[Op::MovSs])),
             13 => drop(program.ops(&[Op::Mov(Gpr::Rax, random.below(16) as u32), Op::WriteCr8])),
             14 => drop(program.ops(&[random.pick(&[Op::Int(0x80), Op::Int3, Op::Hypercall, Op::Wbinvd, Op::Pause])])),
-            15 => drop(program.ops(&[Op::SetFlags(random.pick(&[2, 0x202, 0x302, 0x102]))])),
+            15 => drop(program.flags(random.pick(&[2, 0x202, 0x302, 0x102]))),
             16 => drop(program.cpuid(random.below(0x20) as u32, random.below(4) as u32)),
             17 => {
                 let ops = [

@@ -72,7 +72,7 @@ fn wild(random: &mut Random, ops: usize) -> Program {
             22 => random.pick(&[Op::Cli, Op::MovSs, Op::Pause, Op::Wbinvd, Op::Rdtsc]),
             23 => random.pick(&[Op::Xsetbv, Op::Hypercall, Op::Ud2]),
             24 => random.pick(&[Op::Int3, Op::Int(number as u8), Op::Iret]),
-            25 => Op::SetFlags(number),
+            25 => random.pick(&[Op::Push(number), Op::PopFlags, Op::PopFlags]),
             26 => random.pick(&[Op::WriteCr4, Op::WriteCr8, Op::ReadCr8]),
             27 => random.pick(&[Op::PushAll, Op::PopAll, Op::DropErrorCode]),
             28 if random.once_in(20) => Op::Mov(Gpr::Rsp, address),

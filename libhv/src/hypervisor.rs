@@ -1,6 +1,6 @@
 //! `Hypervisor`: what an appliance asks for, composed by type, and the launch that makes it run.
 
-use crate::devices::{Chipset, Configuration};
+use crate::devices::{Chipset, Configuration, acpi};
 use crate::error::{Error, Requirement, Result};
 use crate::exit::StopReason;
 use crate::guest::Guest;
@@ -85,26 +85,30 @@ impl<A: Appliance> Hypervisor<A> {
         let mut memory = machine.guest_memory(guest.memory_bytes)?;
         let (start, frequency) = (machine.processor().now(), machine.processor().frequency());
         let settings = Settings::new(1, frequency);
-        let mut chipset = Chipset::new(
-            Configuration {
-                memory_below_4g: memory_in(&memory, 0..FOUR_GIB),
-                memory_above_4g: memory_in(&memory, FOUR_GIB..u64::MAX),
-                start,
-                ..Configuration::new(frequency)
-            },
-            Box::new(machine.console()),
-        );
+        let configuration = Configuration {
+            memory_below_4g: memory_in(&memory, 0..FOUR_GIB),
+            memory_above_4g: memory_in(&memory, FOUR_GIB..u64::MAX),
+            start,
+            wall_clock: machine.wall_clock(),
+            ..Configuration::new(frequency)
+        };
+        let mut chipset = Chipset::new(configuration, Box::new(machine.console()));
         for device in guest.devices {
             chipset.add(device)?;
         }
+        let tables = acpi::tables(&configuration);
         let options = Options {
             kind: guest.kind,
             command_line: guest.command_line.as_bytes(),
             modules: &guest.modules,
-            rsdp: None,
+            rsdp: Some(tables.rsdp),
             reserved: &[],
         };
         let entry = loader::load(guest.image, &mut memory, &options)?;
+        for (address, bytes) in &tables.parts {
+            // A guest too small to hold them has none.
+            let _ = memory.write(*address, bytes);
+        }
         let mut nested = NestedTables::new(&mut machine.frames(), largest)?;
         nested.map_all(&mut machine.frames(), &memory)?;
         let backend = make(machine, nested)?;

@@ -89,6 +89,11 @@ impl Machine {
         self.processor
     }
 
+    /// Returns what the machine's real-time clock says: seconds since 1970-01-01, UTC; 0 where it makes no sense.
+    pub fn wall_clock(&self) -> u64 {
+        super::rtc::seconds()
+    }
+
     /// Returns what the firmware's tables say.
     pub fn acpi(&self) -> &Acpi {
         &self.acpi

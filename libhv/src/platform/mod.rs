@@ -20,6 +20,7 @@ mod pool;
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the start of the bare machine calls it"))]
 pub(crate) mod processor;
 pub mod ranges;
+mod rtc;
 #[cfg(target_os = "none")]
 pub(crate) mod runtime;
 #[cfg(target_os = "none")]

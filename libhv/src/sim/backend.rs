@@ -62,6 +62,8 @@ impl Backend for Processor {
         if self.vendor == Vendor::Amd && matches!(self.interrupted, Some(Event::Software { .. })) {
             self.interrupted = None;
         }
+        let now = self.now().0;
+        self.timer = self.timer.map(|_| self.timer_expires.saturating_sub(now));
         self.left.raw = match exit {
             Exit::Unhandled(raw) => raw,
             _ => RawExit { rip: self.rip, ..RawExit::default() },

@@ -106,7 +106,7 @@ pub struct Processor {
     pub(super) interrupted: Option<Event>,
     pub(super) watches_interrupts: bool,
     pub(super) watches_nmi: bool,
-    /// The count that the backend's own timer starts with at each entry.
+    /// What is left on the backend's own timer, which counts from entry to exit.
     pub(super) timer: Option<u64>,
     pub(super) timer_expires: u64,
     pub(super) tsc_offset: u64,

@@ -8,9 +8,9 @@ use super::event;
 use super::instructions;
 use super::npt::NptEntry;
 use super::vmcb::*;
-use crate::emulate::{Opcode, instruction_length};
+use crate::emulate::{Opcode, control_access, instruction_length};
 use crate::error::{EntryFailure, Error, Result};
-use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::exit::{ControlAccess, Event, Exit, Msr, RawExit};
 use crate::hw::{bare, vector};
 use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions, svm_layout};
@@ -121,7 +121,7 @@ impl Svm {
         let (iopm, msrpm) = (self.ports.physical(), self.msrs.physical());
         let control = &mut self.vmcb.control;
         control.cr_reads.set_bit(8, true);
-        control.cr_writes.set_bit(4, true).set_bit(8, true);
+        control.cr_writes.set_bit(0, true).set_bit(4, true).set_bit(8, true);
         for vector in [DEBUG, ALIGNMENT_CHECK, MACHINE_CHECK] {
             control.exceptions.set_bit(vector.into(), true);
         }
@@ -200,12 +200,22 @@ impl Svm {
             code::RDPMC => Opcode::Rdpmc,
             code::MONITOR => Opcode::Monitor,
             code::MWAIT | code::MWAIT_ARMED => Opcode::Mwait,
-            code::CR_READ..code::DR_READ => Opcode::MovControl,
+            code::CR_READ..code::DR_READ => return self.after_control_access(memory),
             _ => return None,
         };
         let length = instruction_length(self, memory, opcode)?;
         let next = self.rip().wrapping_add(length);
         Some(if self.code_bits() == 64 { next } else { next & 0xFFFF_FFFF })
+    }
+
+    /// The intercept of CR0 writes is that of MOV, CLTS and LMSW alike.
+    fn after_control_access(&self, memory: &GuestMemory) -> Option<u64> {
+        let opcode = match control_access(self, memory)? {
+            ControlAccess::Clts => Opcode::Clts,
+            ControlAccess::Lmsw(_) => Opcode::Lmsw,
+            _ => Opcode::MovControl,
+        };
+        Some(self.rip().wrapping_add(instruction_length(self, memory, opcode)?))
     }
 
     fn interrupt_shadow(&self) -> bool {
@@ -238,7 +248,8 @@ impl Backend for Svm {
             control.event_injection = 0;
             control.tlb_control = 0;
             let raw = self.raw_exit();
-            if raw.code == code::INVALID {
+            // QEMU's TCG writes 32 bits of the code.
+            if raw.code as u32 == code::INVALID as u32 {
                 return Err(EntryFailure::InvalidState(raw));
             }
             if raw.code == code::IRET {

@@ -98,8 +98,8 @@ pub trait Backend: GuestState + VectorState {
     fn set_pdptes(&mut self, _entries: [u64; 4]) {}
 
     /// Has the backend's own timer cause [`Exit::TimerExpired`] at `deadline`, or at any moment before; `None` stops
-    /// it. Both moments are of the guest's clock. Returns false where the backend has no timer: the host's is used
-    /// then. The timer is set for one entry: it starts anew with the same count at the next.
+    /// it. Returns false where the backend has no timer: the host's is used then. The timer counts while the guest
+    /// runs, so that it is late by what the host spends between.
     fn arm_timer(&mut self, _now: Tsc, _deadline: Option<Tsc>) -> bool {
         false
     }

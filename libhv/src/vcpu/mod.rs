@@ -87,8 +87,8 @@ pub struct Vcpu<B, A = ()> {
     attention: bool,
     watches_interrupts: bool,
     watches_nmi: bool,
-    /// What the timer is set to.
-    armed: Option<Tsc>,
+    /// What the timer is set to, where that is known: not after it went off.
+    armed: Option<Option<Tsc>>,
 }
 
 impl<B: Backend, A: Appliance> Vcpu<B, A> {

@@ -141,8 +141,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         let access = match access {
             ControlAccess::Undecoded => match control_access(&self.backend, world.memory) {
                 Some(decoded) => decoded,
-                // The guest has changed what stands there; it runs what does now.
-                None => return Resolution::Retry,
+                None => return Resolution::NotMine,
             },
             known => known,
         };

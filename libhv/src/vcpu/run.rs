@@ -134,9 +134,11 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     #[inline]
     pub(super) fn arm<H: Host>(&mut self, world: &mut World<'_, H>) {
         let deadline = world.chipset.next_deadline();
-        if deadline != self.armed {
-            self.armed = deadline;
-            world.host.arm(deadline);
+        if self.armed != Some(deadline) {
+            self.armed = Some(deadline);
+            if !self.backend.arm_timer(world.host.now(), deadline) {
+                world.host.arm(deadline);
+            }
         }
     }
 
@@ -162,7 +164,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             if !self.backend.accepts_interrupt() {
                 return Resolution::Stop(StopReason::Halted);
             }
-            self.arm(world);
+            world.host.arm(world.chipset.next_deadline());
             world.host.wait();
             self.armed = None;
         }

@@ -136,13 +136,15 @@ impl Controls {
             .union(ExitControls::SAVE_EFER)
             .union(ExitControls::LOAD_EFER);
         let entry = EntryControls::LOAD_DEBUG_CONTROLS.union(EntryControls::LOAD_PAT).union(EntryControls::LOAD_EFER);
+        // The timer goes on counting where the last exit stopped it; without, the host's timer does better.
+        let timer = ExitControls::SAVE_PREEMPTION_TIMER;
         raw.primary.adjust(windows.0, 0)?;
         raw.entry.adjust(EntryControls::IA32E_MODE_GUEST.0, 0)?;
         Ok(Self {
             pin: PinControls(raw.pin.adjust(pin.0, 0)?),
             primary: PrimaryControls(raw.primary.adjust(primary.0, monitor.0)?),
             secondary: SecondaryControls(raw.secondary.adjust(secondary.0, extras.0)?),
-            exit: ExitControls(raw.exit.adjust(exit.0, 0)?),
+            exit: ExitControls(raw.exit.adjust(exit.0, timer.0)?),
             entry: EntryControls(raw.entry.adjust(entry.0, 0)?),
         })
     }
@@ -211,7 +213,9 @@ impl Capabilities {
     /// Returns how many bits the TSC is shifted right by to give the preemption timer, if there is one (SDM Vol. 3D
     /// App. A.6).
     pub fn preemption_timer_shift(&self) -> Option<u32> {
-        self.raw.pin.has(PinControls::PREEMPTION_TIMER.0).then(|| self.raw.misc.get_bits(0..5) as u32)
+        let there = self.raw.pin.has(PinControls::PREEMPTION_TIMER.0)
+            && self.controls.exit.contains(ExitControls::SAVE_PREEMPTION_TIMER);
+        there.then(|| self.raw.misc.get_bits(0..5) as u32)
     }
     /// Returns CR0 with the bits that VMX operation fixes; those of unrestricted guests are PG and PE too.
     pub fn host_cr0(&self, cr0: u64) -> u64 {
@@ -286,7 +290,7 @@ pub(super) mod tests {
         let needed = [
             controls.pin.0,
             controls.primary.0 & !monitor | windows,
-            controls.exit.0,
+            controls.exit.0 & !ExitControls::SAVE_PREEMPTION_TIMER.0,
             controls.entry.0 | EntryControls::IA32E_MODE_GUEST.0,
         ];
         for (word, needed) in needed.into_iter().enumerate() {

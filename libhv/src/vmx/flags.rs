@@ -110,6 +110,8 @@ flags! {
         SAVE_EFER = 20;
         /// IA32_EFER is loaded.
         LOAD_EFER = 21;
+        /// What is left on the preemption timer is saved.
+        SAVE_PREEMPTION_TIMER = 22;
     }
 }
 

@@ -19,7 +19,7 @@ const fn days_before_year(year: i64) -> i64 {
 
 /// Returns days since 1970-01-01. The month is 1 to 12, other numbers are taken as the nearest; days past the month's
 /// end count on.
-pub(super) fn days(year: u16, month: u8, day: u8) -> i64 {
+pub(crate) fn days(year: u16, month: u8, day: u8) -> i64 {
     let month = month.clamp(1, 12);
     let leap_day = i64::from(month > 2 && leap(year.into()));
     days_before_year(year.into()) + DAYS_BEFORE[usize::from(month - 1)] + leap_day + i64::from(day) - 1 - EPOCH

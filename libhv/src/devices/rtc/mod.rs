@@ -3,7 +3,7 @@
 //! The time is computed from the time-stamp counter: a second begins where the guest started. Registers are those of
 //! the Motorola MC146818A data sheet; the memory size and the century are where PC firmware puts them.
 
-mod civil;
+pub(crate) mod civil;
 
 use super::clock::Clock;
 use crate::time::{Frequency, Tsc};

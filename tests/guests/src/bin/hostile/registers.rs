@@ -44,6 +44,7 @@ pub(crate) unsafe fn write_msr(random: &mut Random) -> Option<Fault> {
         1 => old ^ 1 << random.below(64),
         _ => old,
     };
+    crate::TOUCHED |= msr == 0x1b || msr >> 8 == 8;
     match msr {
         0x1b => catch(|| wrmsr(msr, value & 0xffff_0000_0000_0fff | 0xfee0_0000)),
         EFER => {

@@ -76,9 +76,9 @@ pub(crate) unsafe fn refill(random: &mut Random) {
             at += 1;
         }
     }
-    // QEMU 10 takes MOV to the segment registers 6 and 7, which do not exist, for LDTR and TR, and dies of what follows.
+    // QEMU 10 takes MOV to segment registers that do not exist for LDTR, TR, GDTR and IDTR, at CPL 3 too.
     for at in 0..at {
-        if code.add(at).read_volatile() == 0x8e && code.add(at + 1).read_volatile() & 0x30 == 0x30 {
+        if code.add(at).read_volatile() == 0x8e {
             code.add(at).write_volatile(0x90);
         }
     }

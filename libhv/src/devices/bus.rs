@@ -194,6 +194,11 @@ impl Bus {
         })
     }
 
+    /// Returns whether no device was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.attached.is_empty()
+    }
+
     /// Returns the device at a port.
     pub(super) fn at_port(&mut self, port: u16) -> Option<&mut dyn Device> {
         let attached = self.attached.iter_mut().find(|one| one.ports.iter().any(|range| range.contains(&port)))?;

@@ -53,6 +53,11 @@ impl IoApic {
         }
     }
 
+    /// Returns whether a pin is set to send an NMI.
+    pub fn sends_nmi(&self) -> bool {
+        self.entries.iter().any(|entry| entry & MASKED == 0 && entry >> 8 & 7 == 4)
+    }
+
     /// Returns whether the line at `pin` is asserted.
     #[inline]
     pub const fn line(&self, pin: u8) -> bool {

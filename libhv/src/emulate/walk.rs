@@ -22,8 +22,10 @@ pub(super) const LARGE: u64 = 1 << 7;
 pub(super) const EXECUTE_DISABLE: u64 = 1 << 63;
 /// Bits 51:12, the physical address of a table or a page.
 pub(super) const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
-/// Bits that a page-directory-pointer-table entry of PAE paging must have 0 whatever the address width (4.4.1).
-const PAE_POINTER_RESERVED: u64 = 0x1E6 | 0xFFF0_0000_0000_0000;
+/// Bits that a page-directory-pointer-table entry of PAE paging must have 0 whatever the address width (4.4.1). Bit 5
+/// is one of them too, but QEMU's TCG sets it where other formats have the accessed bit; a guest that sets it has got
+/// its #GP from MOV to CR3.
+const PAE_POINTER_RESERVED: u64 = 0x1C6 | 0xFFF0_0000_0000_0000;
 /// Bits 62:52, ignored in IA-32e mode and reserved in PAE paging.
 const PAE_RESERVED: u64 = 0x7FF << 52;
 

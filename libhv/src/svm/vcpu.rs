@@ -343,11 +343,17 @@ impl Backend for Svm {
         let control = &mut self.vmcb.control;
         if on {
             control.intercept3 |= intercept3::VINTR;
-            control.virtual_interrupt = V_INTR_MASKING | V_IRQ | V_INTR_PRIO | V_IGN_TPR;
+            control.virtual_interrupt |= V_IRQ | V_INTR_PRIO | V_IGN_TPR;
         } else {
             control.intercept3 &= !intercept3::VINTR;
-            control.virtual_interrupt = V_INTR_MASKING;
+            control.virtual_interrupt &= !(V_IRQ | V_INTR_PRIO | V_IGN_TPR);
         }
+    }
+
+    /// QEMU's TCG does not intercept MOV from CR8, and reads V_TPR.
+    #[inline]
+    fn set_task_priority(&mut self, class: u8) {
+        self.vmcb.control.virtual_interrupt.set_bits(0..8, class.into());
     }
 
     /// An NMI that is blocked is told of by the IRET's interception, which its injection has set; one held back by a

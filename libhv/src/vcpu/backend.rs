@@ -93,6 +93,9 @@ pub trait Backend: GuestState + VectorState {
         self.flush_nested();
     }
 
+    /// Tells the local APIC's task priority class, CR8, to processors that let the guest read it without leaving.
+    fn set_task_priority(&mut self, _class: u8) {}
+
     /// Sets the page-directory-pointer-table entries that PAE paging keeps in the processor. They are legal. Nothing to
     /// do where the processor reads them from memory when it needs them (APM Vol. 2 15.25.10).
     fn set_pdptes(&mut self, _entries: [u64; 4]) {}

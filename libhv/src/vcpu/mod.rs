@@ -89,6 +89,8 @@ pub struct Vcpu<B, A = ()> {
     watches_nmi: bool,
     /// What the timer is set to, where that is known: not after it went off.
     armed: Option<Option<Tsc>>,
+    /// When devices move on at the latest: at an exit, where the timer has not come before.
+    due: Tsc,
 }
 
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
@@ -130,6 +132,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             watches_interrupts: false,
             watches_nmi: false,
             armed: None,
+            due: Tsc(u64::MAX),
         }
     }
 

@@ -43,12 +43,10 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             Exit::NestedPageFault(fault) => self.nested_page_fault(fault, world, now),
             Exit::ExternalInterrupt(vector) => {
                 world.host.serve_interrupts(vector);
-                self.armed = None;
                 self.pass_time(world, now);
                 Resolution::Retry
             }
             Exit::TimerExpired => {
-                self.armed = None;
                 self.pass_time(world, now);
                 Resolution::Retry
             }
@@ -60,7 +58,10 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             Exit::Halt => self.halt(world),
             Exit::ControlRegister(access) => self.control_register(access, world),
             Exit::Xsetbv { xcr, value } => self.xsetbv(xcr, value),
-            Exit::Relax | Exit::CacheFlush => Resolution::Complete,
+            Exit::Relax => Resolution::Complete,
+            // QEMU's TCG intercepts before it checks the privilege level.
+            Exit::CacheFlush if self.backend.cpl() != 0 => Resolution::Inject(Event::GENERAL_PROTECTION),
+            Exit::CacheFlush => Resolution::Complete,
             Exit::Rdpmc(_) => Resolution::Inject(Event::GENERAL_PROTECTION),
             Exit::Undefined => Resolution::Inject(Event::UNDEFINED),
             Exit::Exception { vector: vector @ (1 | 17), error_code } => {
@@ -76,6 +77,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// The devices have been touched: they may have ended the guest or have something for it.
     #[inline]
     pub(super) fn after_devices<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
+        self.backend.set_task_priority(world.chipset.cr8(self.index));
         if world.chipset.take_attention() {
             self.attention = true;
             if let Some(reason) = world.chipset.stop() {
@@ -154,6 +156,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             ControlAccess::Write { number: 8, source } => match u8::try_from(self.backend.gpr(source)) {
                 Ok(priority @ 0..16) => {
                     world.chipset.set_cr8(self.index, priority);
+                    self.backend.set_task_priority(priority);
                     self.attention = true;
                     Resolution::Complete
                 }

@@ -21,6 +21,9 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             let exit = self.backend.enter().map_err(Error::VmEntry)?;
             let left_at = world.host.now();
             self.trace.left(Kind::from(&exit), self.backend.rip(), left_at);
+            if left_at >= self.due {
+                self.pass_time(world, left_at);
+            }
             let resolution = self.resolve(&exit, world, left_at);
             if let Some(reason) = self.apply(resolution, &exit, world) {
                 return Ok(reason);
@@ -136,6 +139,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         let deadline = world.chipset.next_deadline();
         if self.armed != Some(deadline) {
             self.armed = Some(deadline);
+            self.due = deadline.unwrap_or(Tsc(u64::MAX));
             if !self.backend.arm_timer(world.host.now(), deadline) {
                 world.host.arm(deadline);
             }
@@ -143,8 +147,11 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     }
 
     /// Time has passed, or the host was interrupted: devices move on.
+    #[cold]
     pub(super) fn pass_time<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) {
         world.chipset.advance(now);
+        self.due = Tsc(u64::MAX);
+        self.armed = None;
         self.attention = true;
     }
 
@@ -161,7 +168,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             if wakes || world.chipset.nmi_pending(self.index) || self.backend.injected().is_some() {
                 return Resolution::Retry;
             }
-            if !self.backend.accepts_interrupt() {
+            if !self.backend.accepts_interrupt() && !world.chipset.nmi_possible(self.index) {
                 return Resolution::Stop(StopReason::Halted);
             }
             world.host.arm(world.chipset.next_deadline());

@@ -3,7 +3,7 @@
 
 use super::capability::{self, Capabilities};
 use super::field::{self, Field, Guest, Host, Value};
-use super::flags::{EntryControls, PinControls, PrimaryControls, SecondaryControls};
+use super::flags::{EntryControls, ExitControls, PinControls, PrimaryControls, SecondaryControls};
 use super::instructions;
 use crate::error::{EntryFailure, Error, Requirement, Result};
 use crate::exit::Msr;
@@ -152,7 +152,7 @@ impl Vmcs {
             field::PIN_CONTROLS.of(controls.pin.0),
             field::PRIMARY_CONTROLS.of(controls.primary.0),
             field::SECONDARY_CONTROLS.of(controls.secondary.0),
-            field::EXIT_CONTROLS.of(controls.exit.0),
+            field::EXIT_CONTROLS.of(controls.exit.with(ExitControls::SAVE_PREEMPTION_TIMER, false).0),
             field::ENTRY_CONTROLS.of(controls.entry.0),
             // A guest whose #DB or #AC handler raises the same again would keep the processor for ever (SDM Vol. 3C
             // 26.2), and a machine check is the host's business.
@@ -213,6 +213,10 @@ impl Vmcs {
             self.pin = controls;
             // SAFETY: the timer makes the guest leave, nothing else.
             unsafe { instructions::vmwrite(field::PIN_CONTROLS.encoding(), controls.0.into()) }
+            // The timer cannot be saved unless it runs (SDM Vol. 3C 27.2.1.2).
+            let exit = ExitControls(self.read(field::EXIT_CONTROLS)).with(ExitControls::SAVE_PREEMPTION_TIMER, on);
+            // SAFETY: as above.
+            unsafe { instructions::vmwrite(field::EXIT_CONTROLS.encoding(), exit.0.into()) }
         }
     }
 

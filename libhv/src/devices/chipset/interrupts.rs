@@ -39,6 +39,15 @@ impl Chipset {
         self.apics.get(cpu).is_some_and(LocalApic::nmi_pending)
     }
 
+    /// Returns whether an NMI may still come to a processor that halts with interrupts off: from the IOAPIC, LINT0, a
+    /// device of the appliance or another processor.
+    pub fn nmi_possible(&self, cpu: usize) -> bool {
+        self.ioapic.sends_nmi()
+            || self.apics.get(cpu).is_some_and(LocalApic::lint0_is_nmi)
+            || self.apics.len() > 1
+            || !self.bus.is_empty()
+    }
+
     /// Takes the NMI that waits, if one does.
     #[inline]
     pub fn take_nmi(&mut self, cpu: usize) -> bool {

@@ -284,6 +284,12 @@ impl LocalApic {
         self.nmi
     }
 
+    /// Returns whether LINT0 is set to be an NMI.
+    pub const fn lint0_is_nmi(&self) -> bool {
+        let entry = self.lvt[lvt::Entry::Lint0 as usize];
+        entry & lvt::MASKED == 0 && entry >> 8 & 7 == 4
+    }
+
     /// Takes the NMI that waits, if one does.
     #[inline]
     pub const fn take_nmi(&mut self) -> bool {

@@ -83,7 +83,8 @@ impl Setting {
                 }
     }
 
-    /// The reserved bits of an entry as the manual lists them (SDM Vol. 3A tables 4-4 to 4-20).
+    /// The reserved bits of an entry as the manual lists them (SDM Vol. 3A tables 4-4 to 4-20), but for bit 5 of a
+    /// page-directory-pointer-table entry, which QEMU's TCG sets.
     fn reserved(&self, shift: u32, entry: &Entry) -> Vec<u32> {
         let page = self.maps(shift, entry) && shift > 12;
         let mut bits = Vec::new();
@@ -94,7 +95,7 @@ impl Setting {
             }
             Kind::Bits32 => {}
             Kind::Pae if shift == 30 => {
-                bits.extend([1, 2, 5, 6, 7, 8]);
+                bits.extend([1, 2, 6, 7, 8]);
                 bits.extend(u32::from(self.bits)..64);
             }
             _ => {

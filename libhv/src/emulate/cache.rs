@@ -109,7 +109,7 @@ impl Cache {
 /// Decodes the instruction at RIP.
 #[cold]
 #[inline(never)]
-fn slot_for(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause) -> Result<Slot, Stop> {
+fn slot_for(cpu: &dyn GuestState, memory: &GuestMemory, bits: u32, cause: &Cause) -> Result<Slot, Stop> {
     let rip = cpu.rip();
     let slot = |bytes, decoded: Decoded| Slot { rip, bits, bytes: cut(words_of(bytes), decoded.length), decoded };
     // What the processor reports may end before the instruction does.
@@ -127,7 +127,13 @@ fn slot_for(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Caus
 
 /// Returns the code at RIP as it is now, `length` bytes at least.
 #[inline]
-fn current(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause, length: u8) -> Option<Words> {
+fn current(
+    cpu: &(impl GuestState + ?Sized),
+    memory: &GuestMemory,
+    bits: u32,
+    cause: &Cause,
+    length: u8,
+) -> Option<Words> {
     let fetched = cause.fetched();
     if fetched.len() >= length.into() {
         return Some(words_of(fetched));
@@ -140,7 +146,7 @@ fn current(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause
     (count >= length.into()).then(|| words_of(&bytes))
 }
 
-fn read_code(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> ([u8; 15], usize) {
+fn read_code(cpu: &(impl GuestState + ?Sized), memory: &GuestMemory, address: Gva) -> ([u8; 15], usize) {
     match locate(cpu, memory, address) {
         Some(gpa) => fetch(cpu, memory, address, gpa),
         None => ([0; 15], 0),
@@ -149,7 +155,7 @@ fn read_code(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> ([u8;
 
 /// Returns the record of an instruction that is not emulated.
 #[cold]
-pub(super) fn record(cpu: &impl GuestState, memory: &GuestMemory, bits: u32, cause: &Cause) -> Unemulated {
+pub(super) fn record(cpu: &dyn GuestState, memory: &GuestMemory, bits: u32, cause: &Cause) -> Unemulated {
     let (mut bytes, mut count) = read_code(cpu, memory, code_address(cpu, bits));
     let fetched = cause.fetched();
     if count < fetched.len() {

@@ -15,7 +15,7 @@ pub(super) use string::ELEMENTS_AT_ONCE;
 
 use super::Bus;
 use super::decode::Decoded;
-use super::machine::{Machine, Stop};
+use super::machine::{AnyProcessor, Machine, Stop};
 use super::operation::Operation;
 use crate::registers::{GuestState, VectorState};
 
@@ -24,10 +24,29 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
     /// for the iterations that a string instruction has completed.
     #[inline]
     pub(super) fn execute(&mut self, instruction: &Decoded) -> Result<u64, Stop> {
-        let next_rip = self.rip_after(instruction);
         match instruction.operation {
             Operation::Move => self.mov(instruction)?,
             Operation::MoveZeroExtended => self.movzx(instruction)?,
+            _ => {
+                let Self { cpu, memory, bus, cause, features, paging, bits } = self;
+                let cpu: &mut dyn AnyProcessor = *cpu;
+                let mut machine =
+                    Machine { cpu, memory, bus: *bus, cause, features: *features, paging: *paging, bits: *bits };
+                return machine.execute_rare(instruction);
+            }
+        }
+        Ok(self.rip_after(instruction))
+    }
+}
+
+impl<B: Bus> Machine<'_, dyn AnyProcessor + '_, B> {
+    /// Carries out what device drivers seldom do to registers in memory; one copy of the code serves all backends.
+    #[inline(never)]
+    fn execute_rare(&mut self, instruction: &Decoded) -> Result<u64, Stop> {
+        let next_rip = self.rip_after(instruction);
+        match instruction.operation {
+            // `execute` has done these.
+            Operation::Move | Operation::MoveZeroExtended => return Err(Stop::Unemulated),
             Operation::MoveSignExtended => self.movsx(instruction)?,
             Operation::MoveSwapped => self.movbe(instruction)?,
             Operation::MoveIf(condition) => self.cmov(instruction, condition)?,
@@ -54,7 +73,9 @@ impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
         }
         Ok(next_rip)
     }
+}
 
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     /// Returns RIP after the instruction; it wraps at the width of the code.
     #[inline]
     fn rip_after(&self, instruction: &Decoded) -> u64 {

@@ -133,7 +133,7 @@ impl Opcode {
 /// Returns the bytes in the instruction at RIP, 1 to 15, which is to be `expected`; `None` where it cannot be read or is
 /// another one.
 #[inline]
-pub fn instruction_length(cpu: &impl GuestState, memory: &GuestMemory, expected: Opcode) -> Option<u64> {
+pub fn instruction_length(cpu: &(impl GuestState + ?Sized), memory: &GuestMemory, expected: Opcode) -> Option<u64> {
     let bits = cpu.code_bits();
     let address = code_address(cpu, bits);
     let gpa = locate(cpu, memory, address)?;
@@ -151,7 +151,7 @@ pub fn instruction_length(cpu: &impl GuestState, memory: &GuestMemory, expected:
 
 /// Returns the linear address of RIP in code of `bits` bits.
 #[inline]
-pub(super) fn code_address(cpu: &impl GuestState, bits: u32) -> Gva {
+pub(super) fn code_address(cpu: &(impl GuestState + ?Sized), bits: u32) -> Gva {
     if bits == 64 {
         Gva::new(cpu.rip())
     } else {
@@ -161,7 +161,12 @@ pub(super) fn code_address(cpu: &impl GuestState, bits: u32) -> Gva {
 
 /// Reads up to 15 bytes of code at `address`, which lies at `gpa`, and says how many could be read.
 #[inline(never)]
-pub(super) fn fetch(cpu: &impl GuestState, memory: &GuestMemory, address: Gva, gpa: Gpa) -> ([u8; 15], usize) {
+pub(super) fn fetch(
+    cpu: &(impl GuestState + ?Sized),
+    memory: &GuestMemory,
+    address: Gva,
+    gpa: Gpa,
+) -> ([u8; 15], usize) {
     let mut bytes = [0; 15];
     let here = ((PAGE_SIZE - gpa.page_offset()) as usize).min(bytes.len());
     let (first, second) = bytes.split_at_mut(here);

@@ -51,8 +51,13 @@ pub(super) struct Span {
     bytes: usize,
 }
 
+/// A processor behind a table of its functions, so that all backends share the code of instructions that are rare.
+pub(super) trait AnyProcessor: GuestState + VectorState {}
+
+impl<C: GuestState + VectorState> AnyProcessor for C {}
+
 /// One guest processor for the time of one instruction.
-pub(super) struct Machine<'a, C, B> {
+pub(super) struct Machine<'a, C: ?Sized, B> {
     pub(super) cpu: &'a mut C,
     pub(super) memory: &'a mut GuestMemory,
     pub(super) bus: &'a mut B,
@@ -71,7 +76,7 @@ pub(super) fn sign_extend(value: u64, width: Width) -> u64 {
     ((value << unused) as i64 >> unused) as u64
 }
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     /// Returns the guest's paging.
     #[inline]
     pub(super) fn paging(&mut self) -> Paging {

@@ -29,7 +29,7 @@ pub struct Reference {
 /// mode where an address is not canonical.
 #[inline]
 pub fn linear_address(
-    cpu: &impl GuestState,
+    cpu: &(impl GuestState + ?Sized),
     paging: &Paging,
     code_bits: u32,
     Reference { segment: register, offset, bytes, write }: Reference,
@@ -56,7 +56,7 @@ pub fn linear_address(
 
 /// Returns the linear address of an offset in 64-bit mode, canonical or not: only FS and GS have a base there.
 #[inline]
-pub(super) fn address_in_64_bit_mode(cpu: &impl GuestState, register: SegmentRegister, offset: u64) -> u64 {
+pub(super) fn address_in_64_bit_mode(cpu: &(impl GuestState + ?Sized), register: SegmentRegister, offset: u64) -> u64 {
     match register {
         SegmentRegister::Fs | SegmentRegister::Gs => cpu.segment(register).base.wrapping_add(offset),
         _ => offset,

@@ -85,7 +85,7 @@ pub struct Paging {
 impl Paging {
     /// Takes the guest's paging from its registers.
     #[inline]
-    pub fn of(cpu: &(impl GuestState + VectorState), features: PagingFeatures) -> Self {
+    pub fn of(cpu: &(impl GuestState + VectorState + ?Sized), features: PagingFeatures) -> Self {
         let (cr0, cr4, efer) = (cpu.control(ControlRegister::Cr0), cpu.control(ControlRegister::Cr4), cpu.efer());
         let format = Format::of(cr0, cr4, efer);
         let no_execute = efer & EFER_NXE != 0 && matches!(format, Format::Pae | Format::Long { .. });
@@ -239,7 +239,7 @@ fn mark(walk: &Walk, memory: &mut GuestMemory, write: bool) -> Result<bool, Walk
 /// Finds where code that the processor has just fetched lies. The processor has judged and marked the walk already, so
 /// this one only follows it: four loads in 64-bit mode. `None` where the tables lead nowhere by now.
 #[inline]
-pub fn locate(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> Option<Gpa> {
+pub fn locate(cpu: &(impl GuestState + ?Sized), memory: &GuestMemory, address: Gva) -> Option<Gpa> {
     let linear = address.as_u64();
     if cpu.efer() & EFER_LMA == 0 || cpu.control(ControlRegister::Cr4) & (CR4_PAE | CR4_LA57) != CR4_PAE {
         return locate_slowly(cpu, memory, linear);
@@ -258,7 +258,7 @@ pub fn locate(cpu: &impl GuestState, memory: &GuestMemory, address: Gva) -> Opti
 
 #[cold]
 #[inline(never)]
-fn locate_slowly(cpu: &impl GuestState, memory: &GuestMemory, linear: u64) -> Option<Gpa> {
+fn locate_slowly(cpu: &(impl GuestState + ?Sized), memory: &GuestMemory, linear: u64) -> Option<Gpa> {
     let (cr0, cr4) = (cpu.control(ControlRegister::Cr0), cpu.control(ControlRegister::Cr4));
     let format = Format::of(cr0, cr4, cpu.efer());
     let root = cpu.control(ControlRegister::Cr3);

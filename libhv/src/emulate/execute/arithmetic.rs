@@ -14,7 +14,7 @@ const DIVIDE_ERROR: Event = Event::Exception { vector: 0, error_code: None };
 const RAX: u8 = 0;
 const RDX: u8 = 2;
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     pub(super) fn logic(&mut self, instruction: &Decoded, operation: Logic) -> Result<(), Stop> {
         let [destination, source, _] = instruction.operands;
         let width = self.width(instruction, destination)?;

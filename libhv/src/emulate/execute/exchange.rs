@@ -14,7 +14,7 @@ const RCX: u8 = 1;
 const RDX: u8 = 2;
 const RBX: u8 = 3;
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     pub(super) fn xadd(&mut self, instruction: &Decoded) -> Result<(), Stop> {
         let [place, register, _] = instruction.operands;
         let width = self.width(instruction, place)?;

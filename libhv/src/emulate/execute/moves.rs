@@ -7,7 +7,7 @@ use crate::emulate::machine::{Machine, Stop, sign_extend};
 use crate::exit::Width;
 use crate::registers::{GuestState, VectorState};
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     #[inline]
     pub(super) fn mov(&mut self, instruction: &Decoded) -> Result<(), Stop> {
         let [destination, source, _] = instruction.operands;

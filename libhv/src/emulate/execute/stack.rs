@@ -9,7 +9,7 @@ use crate::registers::{CR0_PE, ControlRegister, GuestState, RFLAGS_VM, SegmentRe
 /// The number of RSP.
 const RSP: u8 = 4;
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     /// Returns how much of RSP is the stack pointer: all of it in 64-bit mode, else as SS.B says.
     fn stack_width(&self) -> Width {
         if self.bits == 64 {

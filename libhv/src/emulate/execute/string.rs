@@ -17,7 +17,7 @@ const RDX: u8 = 2;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     /// Does up to [`ELEMENTS_AT_ONCE`] elements, and [`Stop::Repeat`] where there are more: the registers then say
     /// where to go on, as after an interrupt.
     pub(super) fn string(

@@ -7,7 +7,7 @@ use crate::emulate::machine::{Machine, Stop};
 use crate::emulate::operation::VectorMove;
 use crate::registers::{GuestState, VectorState};
 
-impl<C: GuestState + VectorState, B: Bus> Machine<'_, C, B> {
+impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     pub(super) fn vector(&mut self, instruction: &Decoded, operation: VectorMove, vex: bool) -> Result<(), Stop> {
         let mut instruction = *instruction;
         let (register, other, load) = match instruction.operands {

@@ -145,15 +145,13 @@ impl Trace {
 /// A line for each kind of exit that happened, the most frequent first.
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut order: [usize; KINDS] = core::array::from_fn(|kind| kind);
-        order.sort_unstable_by_key(|&kind| core::cmp::Reverse(self.counts[kind].exits));
-        for kind in order {
-            let Count { exits, ticks } = self.counts[kind];
-            if exits > 0 {
-                writeln!(f, "{:18} {exits:>10} exits {:>8} ticks each", name(kind as u64), ticks / exits)?;
-            }
+        let mut counts = self.counts;
+        loop {
+            let most = (0..KINDS).rev().max_by_key(|&kind| counts[kind].exits).unwrap_or(0);
+            let Count { exits, ticks } = core::mem::take(&mut counts[most]);
+            let Some(each) = ticks.checked_div(exits) else { return Ok(()) };
+            writeln!(f, "{:18} {exits:>10} exits {each:>8} ticks each", name(most as u64))?;
         }
-        Ok(())
     }
 }
 

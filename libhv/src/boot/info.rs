@@ -14,6 +14,7 @@ pub const TEXT: usize = 8192;
 const MAP_ENTRIES: u64 = 512;
 /// Bytes in an RSDP of revision 2 (ACPI 6.5, 5.2.5.3).
 pub const RSDP_BYTES: usize = 36;
+const NO_RSDP: [u8; RSDP_BYTES] = [0; RSDP_BYTES];
 
 /// EAX at a Multiboot 1 entry (Multiboot 0.6.96, 3.2).
 pub const MULTIBOOT1: u32 = 0x2BAD_B002;
@@ -45,7 +46,8 @@ pub struct BootInfo {
     text: [u8; TEXT],
     used: usize,
     command_line: Span,
-    rsdp: Option<[u8; RSDP_BYTES]>,
+    /// All zeros where there is none: an `Option` would keep this structure out of `.bss`.
+    rsdp: [u8; RSDP_BYTES],
 }
 
 impl core::fmt::Debug for BootInfo {
@@ -69,7 +71,7 @@ impl BootInfo {
             text: [0; TEXT],
             used: 0,
             command_line: Span::default(),
-            rsdp: None,
+            rsdp: NO_RSDP,
         };
         match magic {
             MULTIBOOT1 => multiboot::parse1(&mut info, address, memory)?,
@@ -83,7 +85,9 @@ impl BootInfo {
         if info.usable.bytes() == 0 {
             return Err(Error::BootInformation("there is no memory map, or no usable memory in it"));
         }
-        info.rsdp = info.rsdp.or_else(|| find_rsdp(memory));
+        if info.rsdp().is_none() {
+            info.rsdp = find_rsdp(memory).unwrap_or(NO_RSDP);
+        }
         Ok(info)
     }
 
@@ -105,7 +109,7 @@ impl BootInfo {
 
     /// Returns the ACPI root pointer, as its bytes; those of a revision 0 pointer end in zeros.
     pub fn rsdp(&self) -> Option<&[u8; RSDP_BYTES]> {
-        self.rsdp.as_ref()
+        (self.rsdp != NO_RSDP).then_some(&self.rsdp)
     }
 
     fn text(&self, span: Span) -> &str {
@@ -131,10 +135,10 @@ impl BootInfo {
     }
 
     pub(super) fn set_rsdp(&mut self, bytes: &[u8]) {
-        let mut rsdp = [0; RSDP_BYTES];
-        let length = bytes.len().min(RSDP_BYTES);
-        rsdp[..length].copy_from_slice(&bytes[..length]);
-        self.rsdp = Some(rsdp);
+        self.rsdp = NO_RSDP;
+        for (to, from) in self.rsdp.iter_mut().zip(bytes) {
+            *to = *from;
+        }
     }
 
     pub(super) fn add_module(&mut self, range: Range, command_line: &[u8]) -> Result<()> {

@@ -41,6 +41,11 @@ const FIRST_PAGES: Range = Range { start: 0, end: 0x1_0000 };
 /// What the boot loader told, and the time-stamp counter at entry.
 static BOOT: OnceCell<(BootInfo, Tsc)> = OnceCell::new();
 
+const _: () = assert!(
+    size_of::<Option<(BootInfo, Tsc)>>() > size_of::<(BootInfo, Tsc)>(),
+    "without a niche, what holds nothing yet is all zeros, and takes no room in the image's file"
+);
+
 /// Physical memory below 4 GiB, where the boot code's tables map it at its own addresses; without the image.
 struct Identity;
 

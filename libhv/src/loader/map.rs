@@ -44,14 +44,16 @@ impl MemoryMap {
     /// `reserved`, which may lie outside memory as well.
     pub fn new(memory: &GuestMemory, reserved: &[Range<u64>]) -> Self {
         let legacy = LOW_MEMORY_END..HIGH_MEMORY;
-        let holes = union(reserved.iter().cloned().chain([legacy]).collect());
-        let mut usable = union(memory.regions().iter().map(|r| r.start().as_u64()..r.end().as_u64()).collect());
+        let holes = union(reserved.iter().cloned().chain([legacy]));
+        let mut usable = union(memory.regions().iter().map(|r| r.start().as_u64()..r.end().as_u64()));
         for hole in &holes {
             usable = subtract(usable, hole);
         }
         let mut entries: Vec<Entry> = usable.into_iter().map(|range| Entry { range, usage: Use::Usable }).collect();
-        entries.extend(holes.into_iter().map(|range| Entry { range, usage: Use::Reserved }));
-        entries.sort_by_key(|entry| entry.range.start);
+        for range in holes {
+            let place = entries.partition_point(|entry| entry.range.start < range.start);
+            entries.insert(place, Entry { range, usage: Use::Reserved });
+        }
         Self { entries }
     }
 
@@ -68,15 +70,16 @@ impl MemoryMap {
 }
 
 /// Returns the ranges sorted, without empty ones, and with those that overlap or touch made one.
-fn union(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
+fn union(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges.filter(|range| !range.is_empty()) {
+        let first = merged.partition_point(|other| other.end < range.start);
+        let after = merged.partition_point(|other| other.start <= range.end);
+        let touching = merged.get(first..after).unwrap_or(&[]);
+        let start = touching.first().map_or(range.start, |other| other.start.min(range.start));
+        let end = touching.last().map_or(range.end, |other| other.end.max(range.end));
+        merged.drain(first..after);
+        merged.insert(first, start..end);
     }
     merged
 }
@@ -202,11 +205,11 @@ pub(super) fn store(
 /// # Errors
 /// [`ImageError::DoesNotFit`] when memory ends before they do.
 pub(super) fn clear(memory: &mut GuestMemory, part: &'static str, address: u64, bytes: u64) -> Result<(), ImageError> {
-    static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+    let zeros = [0; 1024];
     let mut done = 0;
     while done < bytes {
-        let chunk = (bytes - done).min(PAGE_SIZE);
-        store(memory, part, address.wrapping_add(done), &ZEROS[..chunk as usize])?;
+        let chunk = (bytes - done).min(zeros.len() as u64);
+        store(memory, part, address.wrapping_add(done), &zeros[..chunk as usize])?;
         done += chunk;
     }
     Ok(())

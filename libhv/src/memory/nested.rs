@@ -6,7 +6,7 @@ use super::guest::GuestMemory;
 use super::window::GuestFrames;
 use crate::address::{Gpa, PAGE_SIZE};
 use crate::error::{Error, Result};
-use alloc::collections::BTreeMap;
+use alloc::{vec, vec::Vec};
 use core::marker::PhantomData;
 use x86_64::PhysAddr;
 
@@ -99,7 +99,8 @@ pub struct NestedFlush {
 /// The nested tables of one guest: four levels.
 #[derive(Debug)]
 pub struct NestedTables<E> {
-    tables: BTreeMap<u64, Frames>,
+    /// Sorted by physical address.
+    tables: Vec<Frames>,
     root: PhysAddr,
     largest: Level,
     format: PhantomData<E>,
@@ -118,7 +119,7 @@ impl<E: NestedEntry> NestedTables<E> {
     pub fn new(source: &mut impl FrameSource, largest: Level) -> Result<Self> {
         let root = source.allocate(1).ok_or(NO_TABLE)?;
         let physical = root.physical();
-        Ok(Self { tables: BTreeMap::from([(physical.as_u64(), root)]), root: physical, largest, format: PhantomData })
+        Ok(Self { tables: vec![root], root: physical, largest, format: PhantomData })
     }
 
     /// Returns the physical address of the root table.
@@ -131,12 +132,18 @@ impl<E: NestedEntry> NestedTables<E> {
         self.tables.len()
     }
 
+    /// Returns where a table is among all, or where it would be.
+    fn find(&self, table: PhysAddr) -> core::result::Result<usize, usize> {
+        self.tables.binary_search_by_key(&table, Frames::physical)
+    }
+
     fn entry(&self, table: PhysAddr, index: usize) -> E {
-        E::from_bits(self.tables.get(&table.as_u64()).map_or(0, |frames| frames.words()[index]))
+        let found = self.find(table).ok().and_then(|place| self.tables.get(place));
+        E::from_bits(found.map_or(0, |frames| frames.words()[index]))
     }
 
     fn set_entry(&mut self, table: PhysAddr, index: usize, entry: E) {
-        if let Some(frames) = self.tables.get_mut(&table.as_u64()) {
+        if let Some(frames) = self.find(table).ok().and_then(|place| self.tables.get_mut(place)) {
             frames.words_mut()[index] = entry.bits();
         }
     }
@@ -144,7 +151,8 @@ impl<E: NestedEntry> NestedTables<E> {
     fn new_table(&mut self, source: &mut impl FrameSource) -> Result<PhysAddr> {
         let frames = source.allocate(1).ok_or(NO_TABLE)?;
         let physical = frames.physical();
-        self.tables.insert(physical.as_u64(), frames);
+        let (Ok(place) | Err(place)) = self.find(physical);
+        self.tables.insert(place, frames);
         Ok(physical)
     }
 
@@ -322,8 +330,8 @@ impl<E: NestedEntry> NestedTables<E> {
                 }
             }
         }
-        if let Some(frames) = self.tables.remove(&table.as_u64()) {
-            source.release(frames);
+        if let Ok(place) = self.find(table) {
+            source.release(self.tables.remove(place));
         }
     }
 
@@ -381,127 +389,4 @@ fn below(level: Option<Level>) -> Option<Level> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::frame::HeapFrames;
-    use proptest::prelude::*;
-
-    /// A format of the tests' own: present 0, write 1, execute 2, leaf 3.
-    #[derive(Clone, Copy)]
-    struct Plain(u64);
-
-    impl NestedEntry for Plain {
-        fn from_bits(bits: u64) -> Self {
-            Self(bits)
-        }
-        fn bits(self) -> u64 {
-            self.0
-        }
-        fn leaf(frame: PhysAddr, access: Access, _: Level, _: MemoryType) -> Self {
-            Self(frame.as_u64() | u64::from(access.write) << 1 | u64::from(access.execute) << 2 | 9)
-        }
-        fn table(frame: PhysAddr) -> Self {
-            Self(frame.as_u64() | 1)
-        }
-        fn is_present(self) -> bool {
-            self.0 & 1 != 0
-        }
-        fn is_leaf(self, _: Level) -> bool {
-            self.0 & 8 != 0
-        }
-        fn target(self) -> PhysAddr {
-            PhysAddr::new(self.0 & 0xF_FFFF_FFFF_F000)
-        }
-        fn access(self) -> Access {
-            Access { read: true, write: self.0 & 2 != 0, execute: self.0 & 4 != 0 }
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Map { page: u64, host: u64, pages: u64, write: bool },
-        Unmap { page: u64, pages: u64 },
-        Protect { page: u64, pages: u64 },
-    }
-
-    /// Ranges around 2 MiB edges, and some of several 2 MiB.
-    fn range() -> impl Strategy<Value = (u64, u64)> {
-        (0u64..1600, prop_oneof![1u64..6, 500u64..520, 1000u64..1100])
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (range(), prop_oneof![0u64..2000, (0u64..4).prop_map(|x| x * 512)], any::<bool>())
-                .prop_map(|((page, pages), host, write)| Step::Map { page, host, pages, write }),
-            (range(), any::<bool>()).prop_map(|((page, pages), write)| {
-                let page = page / 512 * 512;
-                Step::Map { page, host: page + 512, pages, write }
-            }),
-            range().prop_map(|(page, pages)| Step::Unmap { page, pages }),
-            range().prop_map(|(page, pages)| Step::Protect { page, pages }),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        /// The model is a map of single pages; it knows nothing of tables and sizes.
-        #[test]
-        fn the_walker_agrees_with_a_map_of_single_pages(steps in proptest::collection::vec(step(), 1..8)) {
-            let mut source = HeapFrames;
-            let mut tables = NestedTables::<Plain>::new(&mut source, Level::Size1G).expect("heap");
-            let mut model = BTreeMap::<u64, (u64, bool)>::new();
-            for step in steps {
-                let before = model.clone();
-                let flush = match step {
-                    Step::Map { page, host, pages, write } => {
-                        for number in 0..pages { model.insert(page + number, (host + number, write)); }
-                        let access = Access { write, ..Access::ALL };
-                        tables.map(&mut source, Gpa::new(page * 4096), GuestFrames::for_tests(PhysAddr::new(host * 4096), pages * 4096), access, MemoryType::WriteBack)
-                    }
-                    Step::Unmap { page, pages } => {
-                        for number in 0..pages { model.remove(&(page + number)); }
-                        tables.unmap(&mut source, Gpa::new(page * 4096), pages * 4096)
-                    }
-                    Step::Protect { page, pages } => {
-                        for number in 0..pages { if let Some(entry) = model.get_mut(&(page + number)) { entry.1 = false; } }
-                        tables.protect(&mut source, Gpa::new(page * 4096), pages * 4096, Access::READ_EXECUTE)
-                    }
-                }.expect("aligned, and the heap has memory");
-                let changed = before.iter().any(|(page, was)| model.get(page) != Some(was));
-                prop_assert!(flush.needed || !changed, "a translation changed and no flush was asked for");
-                for page in 0..2800 {
-                    let found = tables.translate(Gpa::new(page * 4096 + 5));
-                    let expected = model.get(&page).map(|&(host, write)| (host * 4096 + 5, write));
-                    prop_assert_eq!(found.map(|t| (t.host.as_u64(), t.access.write)), expected, "page {}", page);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_gibibyte_takes_three_frames_where_the_pages_fit() {
-        let mut source = HeapFrames;
-        for (largest, host, frames) in [(Level::Size1G, 0, 2), (Level::Size2M, 0, 3), (Level::Size1G, 0x20_0000, 3)] {
-            let mut tables = NestedTables::<Plain>::new(&mut source, largest).expect("heap");
-            let flush = tables
-                .map(
-                    &mut source,
-                    Gpa::new(1 << 30),
-                    GuestFrames::for_tests(PhysAddr::new(host), 1 << 30),
-                    Access::ALL,
-                    MemoryType::WriteBack,
-                )
-                .expect("aligned");
-            assert_eq!((tables.frames(), flush.needed), (frames, false));
-        }
-    }
-
-    #[test]
-    fn crooked_ranges_are_refused() {
-        let mut source = HeapFrames;
-        let mut tables = NestedTables::<Plain>::new(&mut source, Level::Size1G).expect("heap");
-        for (start, bytes) in [(1, 4096), (0, 100), (SPACE, 4096), (u64::MAX - 4095, 8192)] {
-            assert_eq!(tables.unmap(&mut source, Gpa::new(start), bytes), Err(Error::BadRegion(start)));
-        }
-    }
-}
+mod tests;

@@ -26,6 +26,11 @@ const REACHABLE: Range = Range { start: 0, end: REGION_BYTES };
 /// The host's memory, once the boot code has handed it over.
 static HOST: SpinMutex<Option<HostMemory>> = SpinMutex::new(None);
 
+const _: () = assert!(
+    size_of::<Option<HostMemory>>() > size_of::<HostMemory>(),
+    "without a niche, what holds nothing yet is all zeros, and takes no room in the image's file"
+);
+
 /// Who has which part of the machine's memory.
 pub(crate) struct HostMemory {
     /// Usable memory that nobody has.

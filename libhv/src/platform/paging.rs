@@ -30,7 +30,8 @@ pub(crate) struct Tables {
     root: PhysAddr,
     /// What to add to a table's physical address to reach it.
     offset: u64,
-    huge_pages: bool,
+    /// Bytes in the largest page that the processor has.
+    largest: u64,
 }
 
 impl Tables {
@@ -41,7 +42,7 @@ impl Tables {
     /// writable, until [`moved`](Self::moved) says otherwise.
     pub(crate) unsafe fn new(pool: &mut Pool, offset: u64, huge_pages: bool) -> Option<Self> {
         let root = PhysAddr::new(pool.allocate(1)?.start);
-        let tables = Self { root, offset, huge_pages };
+        let tables = Self { root, offset, largest: if huge_pages { HUGE_PAGE } else { LARGE_PAGE } };
         // SAFETY: the frame is mapped (this function's contract), is nobody else's (just allocated), and a page table
         // has no invalid bit patterns.
         unsafe { tables.table().write(PageTable::new()) };
@@ -85,12 +86,12 @@ impl Tables {
         flags: PageTableFlags,
         pool: &mut Pool,
     ) -> Option<()> {
-        let huge = if self.huge_pages { HUGE_PAGE } else { LARGE_PAGE };
+        let largest = self.largest;
         let mut mapper = self.mapper();
         let mut at = physical.start;
         while at < physical.end {
             let to = start.checked_add(at - physical.start)?;
-            let fits = |page: u64| page <= huge && (to | at).is_multiple_of(page) && physical.end - at >= page;
+            let fits = |page: u64| page <= largest && (to | at).is_multiple_of(page) && physical.end - at >= page;
             at += if fits(HUGE_PAGE) {
                 map_page::<Size1GiB>(&mut mapper, to, at, flags, pool)?
             } else if fits(LARGE_PAGE) {

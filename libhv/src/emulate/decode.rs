@@ -3,6 +3,7 @@
 
 use super::operation::{Bits, Shift};
 use super::operation::{Logic, Operation, StringOperation, Unary, VectorMove};
+use super::vex::Twin;
 use crate::exit::Width;
 use crate::registers::SegmentRegister;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
@@ -86,6 +87,29 @@ pub(super) struct Decoded {
 /// Decodes the instruction that `bytes` begin with, in code of `bits` bits (16, 32 or 64) at `rip`. `None` where they
 /// are no whole instruction, or one that `execute` does not know.
 pub(super) fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Decoded> {
+    let Some(twin) = Twin::of(bytes, bits) else { return decode_legacy(bytes, bits, rip) };
+    // Addresses relative to RIP count from the end of the instruction.
+    let mut decoded = decode_legacy(twin.bytes(), bits, rip.wrapping_add_signed(twin.longer.into()))?;
+    decoded.length = decoded.length.checked_add_signed(twin.longer)?;
+    let Operation::Vector { operation, vex } = &mut decoded.operation else { return None };
+    *vex = true;
+    if let (VectorMove::Half { .. }, [register @ Operand::Vector { .. }, Operand::Memory, _]) =
+        (*operation, decoded.operands)
+    {
+        decoded.operands = [register, Operand::Vector { number: twin.source, bytes: 16 }, Operand::Memory];
+    }
+    if twin.wide {
+        for operand in &mut decoded.operands {
+            if let Operand::Vector { bytes, .. } = operand {
+                *bytes = 32;
+            }
+        }
+    }
+    Some(decoded)
+}
+
+/// [`decode`] for what has no VEX prefix.
+fn decode_legacy(bytes: &[u8], bits: u32, rip: u64) -> Option<Decoded> {
     let mut decoder = Decoder::try_with_ip(bits, bytes, rip, DecoderOptions::NONE).ok()?;
     let instruction = decoder.decode();
     if instruction.is_invalid() {
@@ -123,9 +147,6 @@ pub(super) fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Decoded> {
             }
             _ => return None,
         };
-    }
-    if instruction.op_count() > 3 || instruction.is_vsib() {
-        return None;
     }
     Some(Decoded {
         operation,
@@ -172,13 +193,8 @@ fn register_operand(register: Register) -> Option<Operand> {
         return Some(Operand::Segment(segment));
     }
     let number = register as u32;
-    for (first, bytes) in [(Register::XMM0, 16), (Register::YMM0, 32)] {
-        let offset = number.wrapping_sub(first as u32);
-        if offset < 16 {
-            return Some(Operand::Vector { number: offset as u8, bytes });
-        }
-    }
-    None
+    let offset = number.wrapping_sub(Register::XMM0 as u32);
+    (offset < 16).then_some(Operand::Vector { number: offset as u8, bytes: 16 })
 }
 
 fn segment(register: Register) -> Option<SegmentRegister> {
@@ -309,7 +325,7 @@ fn operation(instruction: &Instruction) -> Option<Operation> {
         Mnemonic::Call => Operation::Call(stack_width(instruction)?),
         Mnemonic::Jmp => Operation::Jump(stack_width(instruction)?),
         Mnemonic::Ret => Operation::Return(stack_width(instruction)?),
-        _ => return string_operation(code).or_else(|| vector_operation(instruction)),
+        _ => return string_operation(code).or_else(|| vector_operation(instruction.mnemonic())),
     })
 }
 
@@ -368,38 +384,24 @@ fn string_operation(code: Code) -> Option<Operation> {
     Some(Operation::String(operation, width))
 }
 
-/// Returns the move that an SSE or AVX load or store is. A mnemonic beginning with V clears the register's upper part.
-fn vector_operation(instruction: &Instruction) -> Option<Operation> {
-    let clears = |vex: bool, operation| Some(Operation::Vector { operation, vex });
-    match instruction.mnemonic() {
+/// Returns the move that an SSE load or store is.
+fn vector_operation(mnemonic: Mnemonic) -> Option<Operation> {
+    let operation = match mnemonic {
         Mnemonic::Movaps
         | Mnemonic::Movapd
         | Mnemonic::Movdqa
         | Mnemonic::Movntps
         | Mnemonic::Movntpd
         | Mnemonic::Movntdq
-        | Mnemonic::Movntdqa => clears(false, VectorMove::Whole { aligned: true }),
-        Mnemonic::Vmovaps
-        | Mnemonic::Vmovapd
-        | Mnemonic::Vmovdqa
-        | Mnemonic::Vmovntps
-        | Mnemonic::Vmovntpd
-        | Mnemonic::Vmovntdq
-        | Mnemonic::Vmovntdqa => clears(true, VectorMove::Whole { aligned: true }),
+        | Mnemonic::Movntdqa => VectorMove::Whole { aligned: true },
         Mnemonic::Movups | Mnemonic::Movupd | Mnemonic::Movdqu | Mnemonic::Lddqu => {
-            clears(false, VectorMove::Whole { aligned: false })
+            VectorMove::Whole { aligned: false }
         }
-        Mnemonic::Vmovups | Mnemonic::Vmovupd | Mnemonic::Vmovdqu | Mnemonic::Vlddqu => {
-            clears(true, VectorMove::Whole { aligned: false })
-        }
-        Mnemonic::Movd | Mnemonic::Movss => clears(false, VectorMove::Scalar(Width::Dword)),
-        Mnemonic::Vmovd | Mnemonic::Vmovss => clears(true, VectorMove::Scalar(Width::Dword)),
-        Mnemonic::Movq | Mnemonic::Movsd => clears(false, VectorMove::Scalar(Width::Qword)),
-        Mnemonic::Vmovq | Mnemonic::Vmovsd => clears(true, VectorMove::Scalar(Width::Qword)),
-        Mnemonic::Movlps | Mnemonic::Movlpd => clears(false, VectorMove::Half { high: false }),
-        Mnemonic::Vmovlps | Mnemonic::Vmovlpd => clears(true, VectorMove::Half { high: false }),
-        Mnemonic::Movhps | Mnemonic::Movhpd => clears(false, VectorMove::Half { high: true }),
-        Mnemonic::Vmovhps | Mnemonic::Vmovhpd => clears(true, VectorMove::Half { high: true }),
-        _ => None,
-    }
+        Mnemonic::Movd | Mnemonic::Movss => VectorMove::Scalar(Width::Dword),
+        Mnemonic::Movq | Mnemonic::Movsd => VectorMove::Scalar(Width::Qword),
+        Mnemonic::Movlps | Mnemonic::Movlpd => VectorMove::Half { high: false },
+        Mnemonic::Movhps | Mnemonic::Movhpd => VectorMove::Half { high: true },
+        _ => return None,
+    };
+    Some(Operation::Vector { operation, vex: false })
 }

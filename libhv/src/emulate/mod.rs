@@ -11,6 +11,7 @@ mod machine;
 mod operation;
 pub mod segment;
 pub mod translate;
+mod vex;
 mod walk;
 
 #[cfg(test)]

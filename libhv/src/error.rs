@@ -35,7 +35,7 @@ pub enum Requirement {
     InvariantTsc,
     /// A local APIC.
     LocalApic,
-    /// The execute-disable bit of page-table entries (CPUID 8000_0001H:EDX[20]).
+    /// The execute-disable bit of page-table entries (CPUID 8000_0001H:EDX\[20\]).
     ExecuteDisable,
 }
 

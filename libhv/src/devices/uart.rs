@@ -163,6 +163,7 @@ impl<C: Console> Uart<C> {
         }
     }
 
+    #[inline(always)]
     fn write_register(&mut self, offset: u16, value: u8) {
         let divisor = self.lcr & LCR_DIVISOR != 0;
         match offset & 7 {
@@ -247,6 +248,7 @@ impl<C: Console> Uart<C> {
     }
 
     /// Returns the interrupt of the highest priority that is enabled and waits, as IIR bits 3:0 report it.
+    #[inline(always)]
     fn cause(&self) -> u8 {
         if self.ier & IER_LINE_STATUS != 0 && self.overrun {
             IIR_LINE_STATUS

@@ -65,7 +65,7 @@ impl GuestMemory {
         let bytes = window.len() as u64;
         let end = start.checked_add(bytes).filter(|end| end.as_u64() <= 1 << 52).ok_or(bad)?;
         let host = window.frames().map_or(0, |frames| frames.start().as_u64());
-        let aligned = (start.as_u64() | host | bytes) % PAGE_SIZE == 0 && bytes > 0;
+        let aligned = (start.as_u64() | host | bytes).is_multiple_of(PAGE_SIZE) && bytes > 0;
         let position = self.regions.partition_point(|region| region.start < start);
         let overlaps = self.regions.get(position).is_some_and(|next| next.start < end)
             || position.checked_sub(1).is_some_and(|before| self.regions[before].end() > start);

@@ -197,7 +197,7 @@ impl<E: NestedEntry> NestedTables<E> {
     ) -> Result<NestedFlush> {
         self.change(source, start, bytes, |offset, level| {
             let frame = PhysAddr::new_truncate(host.as_u64() + offset);
-            let fits = (host.as_u64() + offset) % level.bytes() == 0;
+            let fits = (host.as_u64() + offset).is_multiple_of(level.bytes());
             fits.then(|| E::leaf(frame, access, level, memory_type))
         })
     }
@@ -249,7 +249,7 @@ impl<E: NestedEntry> NestedTables<E> {
     ) -> Result<NestedFlush> {
         let start = start.as_u64();
         let end = start.checked_add(bytes).filter(|&end| end <= SPACE).ok_or(Error::BadRegion(start))?;
-        if (start | bytes) % PAGE_SIZE != 0 {
+        if !(start | bytes).is_multiple_of(PAGE_SIZE) {
             return Err(Error::BadRegion(start));
         }
         let mut flush = NestedFlush { needed: false };
@@ -257,7 +257,7 @@ impl<E: NestedEntry> NestedTables<E> {
         while address < end {
             let mut level = self.largest;
             let entry = loop {
-                let fits = address % level.bytes() == 0 && end - address >= level.bytes();
+                let fits = address.is_multiple_of(level.bytes()) && end - address >= level.bytes();
                 match (fits.then(|| leaf(address - start, level)).flatten(), level.smaller()) {
                     (Some(entry), _) => break entry,
                     (None, Some(smaller)) => level = smaller,

@@ -122,7 +122,7 @@ impl Window {
     #[must_use]
     pub fn read_number(&self, offset: usize, width: Width) -> Option<u64> {
         let from = self.at(offset, width.bytes())?;
-        if from as usize % width.bytes() != 0 {
+        if !(from as usize).is_multiple_of(width.bytes()) {
             let mut bytes = [0; 8];
             copy(from, bytes.as_mut_ptr(), width.bytes());
             return Some(u64::from_le_bytes(bytes));
@@ -157,7 +157,7 @@ impl Window {
     #[must_use]
     pub(super) fn write_number(&self, offset: usize, width: Width, value: u64) -> Option<()> {
         let into = self.at(offset, width.bytes())?;
-        if into as usize % width.bytes() != 0 {
+        if !(into as usize).is_multiple_of(width.bytes()) {
             copy(value.to_le_bytes().as_ptr(), into, width.bytes());
             return Some(());
         }
@@ -186,7 +186,7 @@ impl Window {
         new: u64,
     ) -> Option<Result<u64, u64>> {
         let at = self.at(offset, width.bytes())?;
-        if at as usize % width.bytes() != 0 {
+        if !(at as usize).is_multiple_of(width.bytes()) {
             return None;
         }
         macro_rules! exchange {

@@ -23,6 +23,7 @@ const KERNEL_GS_BASE: u32 = 0xC000_0102;
 const TSC_AUX: u32 = 0xC000_0103;
 
 /// Returns what a value becomes so that WRMSR takes it, for an MSR that stays in the processor; `None` for others.
+#[inline(always)]
 fn resident(msr: Msr, value: u64, tsc_aux: bool) -> Option<u64> {
     match msr.0 {
         STAR => Some(value),
@@ -54,6 +55,7 @@ pub(super) fn read(vmcs: &Vmcs, msr: Msr, tsc_aux: bool) -> Option<u64> {
 }
 
 /// Writes an MSR of the guest's; returns whether it is switched.
+#[inline(always)]
 pub(super) fn write(vmcs: &mut Vmcs, msr: Msr, value: u64, tsc_aux: bool) -> bool {
     match msr.0 {
         SYSENTER_CS => vmcs.write(field::GUEST_SYSENTER_CS, value as u32),

@@ -74,6 +74,7 @@ impl Chipset {
     }
 
     /// Carries the UART's line on; a moment at which it was low makes an edge of a high one.
+    #[inline(always)]
     pub(super) fn follow_uart(&mut self) {
         if self.uart.take_fall() {
             self.set_line(uart::COM1_LINE, false);

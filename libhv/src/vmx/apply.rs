@@ -26,6 +26,8 @@ const PENDING_SINGLE_STEP: u64 = 1 << 14;
 const DEBUGCTL_BTF: u64 = 1 << 1;
 /// #DF, whose delivery unblocks nothing.
 const DOUBLE_FAULT: u32 = 8;
+/// #DB
+const DEBUG: u8 = 1;
 
 impl VectorState for Vmx {
     fn ymm(&self, number: u8) -> [u64; 4] {
@@ -254,11 +256,41 @@ impl Vmx {
         if self.code_bits() == 64 { next } else { next & 0xFFFF_FFFF }
     }
 
-    /// Ends an instruction that began with RFLAGS.TF or RFLAGS.RF set: RF is spent, TF raises #DB before the next.
+    /// Ends an instruction that began with RFLAGS.TF or RFLAGS.RF set: RF is spent, TF raises #DB before the next, with
+    /// the breakpoints that the instruction's shadow held back. Left pending, it would be lost to an interrupt that the
+    /// entry delivers (SDM Vol. 3C 27.7.3).
     #[cold]
     fn step(&mut self, rflags: u64) {
         self.set_rflags(rflags & !RFLAGS_RF);
-        if rflags & RFLAGS_TF != 0 && self.vmcs.read(field::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0 {
+        if self.single_steps(rflags) {
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+            self.vmcs.take_debug_causes(pending | PENDING_SINGLE_STEP);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG, 0);
+            self.inject(Event::Exception { vector: DEBUG, error_code: None });
+        }
+    }
+
+    fn single_steps(&self, rflags: u64) -> bool {
+        rflags & RFLAGS_TF != 0 && self.vmcs.read(field::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0
+    }
+
+    /// Does what a #DB or INT1 (ICEBP) does beside calling the handler, and its interception leaves to the host.
+    #[cold]
+    fn settle_debug(&mut self, information: u32) {
+        if event::is_int1(information) {
+            // Its handler finds the address after it; the exit has left the guest at it (SDM Vol. 3C 28.3.3).
+            let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
+            let next = self.vmcs.read(field::GUEST_RIP).wrapping_add(length.into());
+            let next = self.past_4_gib(next);
+            self.vmcs.write(field::GUEST_RIP, next);
+        } else {
+            let causes = self.qualification();
+            self.vmcs.take_debug_causes(causes);
+        }
+        let shadow = self.vmcs.read(field::GUEST_INTERRUPTIBILITY) & Interruptibility::SHADOW.0 != 0;
+        if shadow && self.single_steps(self.rflags()) {
+            // Entry refuses a shadow under RFLAGS.TF without a pending single step (SDM Vol. 3C 27.3.1.5), even when it
+            // delivers an event that takes the place of both.
             let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
             self.vmcs.write(field::GUEST_PENDING_DEBUG, pending | PENDING_SINGLE_STEP);
         }
@@ -280,9 +312,11 @@ impl Vmx {
         } else if self.unblocked_by_iret(reason) {
             self.block_nmis(true);
         }
-        if reason == ExitReason::EXCEPTION_OR_NMI && event::is_debug_exception(self.interruption()) {
-            let causes = self.qualification();
-            self.vmcs.take_debug_causes(causes);
+        if reason == ExitReason::EXCEPTION_OR_NMI {
+            let information = self.interruption();
+            if event::is_debug_exception(information) || event::is_int1(information) {
+                self.settle_debug(information);
+            }
         }
     }
 

@@ -101,6 +101,12 @@ pub(super) fn is_debug_exception(information: u32) -> bool {
     information & (VALID | 0x7FF) == self::information(HARDWARE_EXCEPTION, DEBUG)
 }
 
+/// Returns whether exit interruption information tells of INT1 (ICEBP), whose #DB is neither fault nor trap.
+#[inline]
+pub(super) fn is_int1(information: u32) -> bool {
+    information & (VALID | 0x7FF) == self::information(PRIVILEGED_SOFTWARE_EXCEPTION, DEBUG)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,5 +161,7 @@ mod tests {
     fn icebp_is_a_privileged_software_exception() {
         let injection = encode(Event::Software { vector: 1, length: 1, exception: true }, true);
         assert_eq!(injection, Injection { information: 0x8000_0501, error_code: 0, instruction_length: 1 });
+        assert_eq!([0x8000_0501, 0x8000_0301, 0x0000_0501, 0x8000_0603].map(is_int1), [true, false, false, false]);
+        assert_eq!([0x8000_0501, 0x8000_0301].map(is_debug_exception), [false, true]);
     }
 }

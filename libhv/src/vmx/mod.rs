@@ -34,7 +34,7 @@ use vmcs::Vmcs;
 
 /// A virtual processor on the processor that made it.
 ///
-/// It takes six frames: the VMXON region, the VMCS, MSR and port permissions. Vector and x87 state, XCR0, CR2, DR0 to
+/// It takes five frames: the VMXON region, the VMCS, and those of MSR and port permissions. Vector and x87 state, XCR0, CR2, DR0 to
 /// DR3, DR6, the SYSCALL MSRs, IA32_KERNEL_GS_BASE and IA32_TSC_AUX stay in the processor as the guest has them.
 #[derive(Debug)]
 pub struct Vmx {

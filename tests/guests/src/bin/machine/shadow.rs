@@ -17,6 +17,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("sti-hlt-does-not-sleep", sti_hlt);
     tests.run("popf-has-no-shadow", popf);
     tests.run("mov-ss-holds-back-single-step", mov_ss);
+    tests.run("mov-ss-icebp-under-tf", mov_ss_icebp);
 }
 
 unsafe fn serve(_: &mut Frame) {
@@ -93,6 +94,31 @@ unsafe fn mov_ss() -> Outcome {
         "popfq",
         "mov ss, {data:e}",
         "nop",
+        "3:",
+        "nop",
+        "nop",
+        wanted = out(reg) wanted, data = in(reg) u32::from(DATA),
+    );
+    let came = count(DB);
+    off(DB);
+    check(came == 1, "not one #DB")?;
+    same("RIP", last_rip(DB), wanted)
+}
+
+// An intercepted #DB in a shadow under TF is what VMX refuses to go on from, unless the host makes it consistent.
+unsafe fn mov_ss_icebp() -> Outcome {
+    unsafe fn stop(frame: &mut Frame) {
+        frame.rflags &= !0x100;
+    }
+    on(DB, stop);
+    let wanted: u64;
+    asm!(
+        "lea {wanted}, [rip + 3f]",
+        "pushfq",
+        "or dword ptr [rsp], 0x100",
+        "popfq",
+        "mov ss, {data:e}",
+        ".byte 0xf1",
         "3:",
         "nop",
         "nop",

@@ -164,7 +164,7 @@ pub enum Exit {
     Hypercall,
     /// HLT
     Halt,
-    /// PAUSE, MWAIT or MONITOR where intercepted: nothing to do but go on after it.
+    /// PAUSE where intercepted: nothing to do but go on after it.
     Relax,
     /// INVD or WBINVD.
     CacheFlush,

@@ -70,7 +70,7 @@ pub(super) fn decode(reason: u32, fields: &mut impl ExitFields) -> Exit {
         ExitReason::MOV_DR => Exit::DebugRegister,
         ExitReason::RDPMC => Exit::Rdpmc(low(fields, Gpr::Rcx)),
         ExitReason::XSETBV => Exit::Xsetbv { xcr: low(fields, Gpr::Rcx), value: edx_eax(fields) },
-        ExitReason::MWAIT | ExitReason::MONITOR | ExitReason::PAUSE => Exit::Relax,
+        ExitReason::PAUSE => Exit::Relax,
         ExitReason::INVD | ExitReason::WBINVD => Exit::CacheFlush,
         ExitReason::TRIPLE_FAULT => Exit::Shutdown,
         ExitReason::INIT => Exit::Init,
@@ -81,6 +81,8 @@ pub(super) fn decode(reason: u32, fields: &mut impl ExitFields) -> Exit {
         | ExitReason::VMFUNC
         | ExitReason::ENCLS
         | ExitReason::ENCLV
+        | ExitReason::MONITOR
+        | ExitReason::MWAIT
         | ExitReason::UMWAIT
         | ExitReason::TPAUSE
         | ExitReason::LOADIWKEY
@@ -275,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn every_vmx_instruction_but_vmcall_is_undefined() {
-        for reason in (19..=27).chain([11, 50, 53, 59]) {
+    fn every_vmx_instruction_but_vmcall_is_undefined_and_so_is_what_cpuid_hides() {
+        for reason in (19..=27).chain([11, 36, 39, 50, 53, 59]) {
             assert_eq!(decode(reason, &mut Words::default()), Exit::Undefined, "{reason}");
         }
         assert_eq!(decode(18, &mut Words::default()), Exit::Hypercall);

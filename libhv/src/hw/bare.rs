@@ -58,8 +58,10 @@ pub fn set_xcr0(value: u64) {
     }
 }
 
-/// Returns whether CR4.OSXSAVE is set, without which XGETBV and XSETBV are undefined.
-#[inline]
-pub fn has_xcr0() -> bool {
-    raw_cpuid::CpuId::new().get_feature_info().is_some_and(|features| features.has_oxsave())
+/// Sets XCR0 to what it is after a reset, where there is one: x87 state alone (SDM Vol. 3A 10.1.1).
+pub fn reset_xcr0() {
+    const X87: u64 = 1 << 0;
+    if raw_cpuid::CpuId::new().get_feature_info().is_some_and(|features| features.has_oxsave()) {
+        set_xcr0(X87);
+    }
 }

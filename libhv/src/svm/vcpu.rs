@@ -225,6 +225,7 @@ impl Svm {
 
 impl Backend for Svm {
     fn load(&mut self, entry: &EntryState) {
+        bare::reset_xcr0();
         self.vmcb.save.load(entry);
         for register in Gpr::ALL {
             self.set_gpr(register, entry.gprs[register as usize]);

@@ -64,6 +64,7 @@ impl Backend for Vmx {
         self.vmcs.write(field::GUEST_ACTIVITY, 0);
         self.vmcs.write(field::ENTRY_INTERRUPTION, 0);
         self.deliveries = Deliveries::default();
+        bare::reset_xcr0();
         self.vmcs.invalidate_linear();
     }
 

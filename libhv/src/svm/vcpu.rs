@@ -15,7 +15,7 @@ use crate::hw::{bare, vector};
 use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions, svm_layout};
 use crate::memory::{FrameSource, Frames, GuestMemory};
-use crate::registers::{DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_TF, VectorState};
+use crate::registers::{DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, VectorState};
 use crate::vcpu::{Backend, Offers};
 use bit_field::BitField;
 use core::marker::PhantomData;
@@ -49,15 +49,15 @@ const TSC_AUX: u32 = 0xC000_0103;
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// Where an NMI that waits for the guest's IRET stands. Without vNMI the processor does not tell when the guest's NMI
-/// handler has ended: IRET is intercepted, and then stepped over (APM Vol. 2 15.21.? "NMI support").
+/// handler has ended: IRET is intercepted, and then stepped over (APM Vol. 2 15.9).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum NmiState {
     /// The guest can take one.
     Open,
     /// The guest is in its handler.
     Blocked,
-    /// The guest is stepped over the IRET; whether RFLAGS.TF was its own.
-    Stepping { own_trap: bool },
+    /// The guest is stepped over the IRET, or over the instruction in a shadow; whether RFLAGS.TF was its own.
+    Stepping { own_trap: bool, over_iret: bool },
 }
 
 /// One virtual processor on SVM.
@@ -157,7 +157,7 @@ impl Svm {
     #[inline]
     pub(super) fn guest_rflags(&self) -> u64 {
         match self.nmi {
-            NmiState::Stepping { own_trap: false } => self.vmcb.save.rflags & !RFLAGS_TF,
+            NmiState::Stepping { own_trap: false, .. } => self.vmcb.save.rflags & !RFLAGS_TF,
             _ => self.vmcb.save.rflags,
         }
     }
@@ -167,19 +167,22 @@ impl Svm {
         self.vmcb.save.rflags = value | step;
     }
 
-    /// IRET is about to run in an NMI handler: it is stepped over, so that NMIs open after it.
-    fn step_over_iret(&mut self) {
-        self.nmi = NmiState::Stepping { own_trap: self.vmcb.save.rflags & RFLAGS_TF != 0 };
+    /// Has the guest leave after one instruction, when NMIs open: the IRET of an NMI handler, or one in a shadow.
+    fn step_to_nmi(&mut self, over_iret: bool) {
+        self.nmi = NmiState::Stepping { own_trap: self.vmcb.save.rflags & RFLAGS_TF != 0, over_iret };
         self.vmcb.save.rflags |= RFLAGS_TF;
         self.vmcb.control.intercept3 &= !intercept3::IRET;
     }
 
     /// The instruction after which NMIs open has run. Returns whether the #DB is the guest's own as well.
-    fn stepped(&mut self, own_trap: bool) -> bool {
+    fn stepped(&mut self, own_trap: bool, over_iret: bool) -> bool {
         self.nmi = NmiState::Open;
         if !own_trap {
-            // The IRET loaded the RFLAGS of what was interrupted: a trap flag there is the guest's.
             self.vmcb.save.dr6 &= !DR6_BS;
+        }
+        // An IRET has loaded the RFLAGS of what was interrupted: a trap flag there is the guest's.
+        if !own_trap && !over_iret {
+            self.vmcb.save.rflags &= !RFLAGS_TF;
         }
         own_trap
     }
@@ -218,6 +221,16 @@ impl Svm {
         Some(self.rip().wrapping_add(instruction_length(self, memory, opcode)?))
     }
 
+    /// Ends an instruction that began with RFLAGS.TF or RFLAGS.RF set: RF is spent, TF raises #DB before the next.
+    #[cold]
+    fn step(&mut self) {
+        self.vmcb.save.rflags &= !RFLAGS_RF;
+        if self.guest_rflags() & RFLAGS_TF != 0 {
+            self.vmcb.save.dr6 |= DR6_BS;
+            self.inject(Event::Exception { vector: DEBUG, error_code: None });
+        }
+    }
+
     fn interrupt_shadow(&self) -> bool {
         self.vmcb.control.interrupt_state & SHADOW != 0
     }
@@ -254,12 +267,12 @@ impl Backend for Svm {
                 return Err(EntryFailure::InvalidState(raw));
             }
             if raw.code == code::IRET {
-                self.step_over_iret();
+                self.step_to_nmi(true);
                 continue;
             }
-            if let NmiState::Stepping { own_trap } = self.nmi
+            if let NmiState::Stepping { own_trap, over_iret } = self.nmi
                 && raw.code == code::EXCEPTION + u64::from(DEBUG)
-                && !self.stepped(own_trap)
+                && !self.stepped(own_trap, over_iret)
             {
                 return Ok(Exit::NmiWindow);
             }
@@ -305,9 +318,8 @@ impl Backend for Svm {
     fn advance_to(&mut self, next_rip: u64) {
         self.vmcb.save.rip = next_rip;
         self.vmcb.control.interrupt_state &= !SHADOW;
-        if self.guest_rflags() & RFLAGS_TF != 0 {
-            self.vmcb.save.dr6 |= DR6_BS;
-            self.inject(Event::Exception { vector: DEBUG, error_code: None });
+        if self.vmcb.save.rflags & (RFLAGS_TF | RFLAGS_RF) != 0 {
+            self.step();
         }
     }
 
@@ -361,7 +373,7 @@ impl Backend for Svm {
     /// shadow is stepped to.
     fn watch_nmi_window(&mut self, on: bool) {
         if on && self.nmi == NmiState::Open {
-            self.step_over_iret();
+            self.step_to_nmi(false);
         }
     }
 

@@ -35,7 +35,7 @@ impl From<WalkError> for Stop {
             WalkError::Fault(fault) => Self::PageFault(fault),
             WalkError::NotCanonical => Self::Fault(Event::GENERAL_PROTECTION),
             WalkError::Contended => Self::Repeat,
-            WalkError::TableNotMemory(_) | WalkError::UnknownKeys => Self::Unemulated,
+            WalkError::UnknownKeys => Self::Unemulated,
         }
     }
 }

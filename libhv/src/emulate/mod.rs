@@ -28,7 +28,7 @@ pub use cause::Cause;
 pub use control::control_access;
 pub use length::{Opcode, instruction_length};
 pub use segment::{Reference, linear_address};
-pub use translate::{Access, Paging, PagingFeatures, WalkError};
+pub use translate::{Access, Paging, PagingFeatures, WalkError, locate};
 
 /// What an instruction reaches that is not memory: device registers and ports.
 pub trait Bus {

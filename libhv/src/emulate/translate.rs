@@ -62,8 +62,6 @@ pub enum WalkError {
     Fault(PageFault),
     /// The address is not canonical: the guest gets #GP, or #SS for an access through SS.
     NotCanonical,
-    /// A table lies where the guest has no memory.
-    TableNotMemory(Gpa),
     /// Other processors kept changing the entries: the instruction may be tried again.
     Contended,
     /// The answer hangs on protection keys that are not known: CR4.PKS, or CR4.PKE with a PKRU the host cannot read.
@@ -140,8 +138,8 @@ impl Paging {
         for _ in 0..ATTEMPTS {
             let walk = self.tables.walk(memory, address.as_u64()).map_err(|miss| match miss {
                 Miss::NotPresent => self.fault(address, access, 0),
-                Miss::Reserved => self.fault(address, access, FAULT_PRESENT | FAULT_RESERVED),
-                Miss::NotMemory(gpa) => WalkError::TableNotMemory(gpa),
+                // Where nothing answers, all ones are read: an entry that is present, with reserved bits set.
+                Miss::Reserved | Miss::NotMemory => self.fault(address, access, FAULT_PRESENT | FAULT_RESERVED),
             })?;
             if walk.count > 0 {
                 self.judge(&walk.seen, address, access)?;
@@ -229,7 +227,8 @@ fn mark(walk: &Walk, memory: &mut GuestMemory, write: bool) -> Result<bool, Walk
             match memory.compare_exchange(step.at, walk.width, step.entry, marked) {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) => return Ok(false),
-                Err(NotMemory(gpa)) => return Err(WalkError::TableNotMemory(gpa)),
+                // It was read a moment ago, and memory does not go.
+                Err(NotMemory(_)) => return Ok(false),
             }
         }
     }

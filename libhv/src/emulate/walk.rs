@@ -132,12 +132,12 @@ pub(super) enum Miss {
     /// An entry has a reserved bit set.
     Reserved,
     /// A table lies where the guest has no memory.
-    NotMemory(Gpa),
+    NotMemory,
 }
 
 impl From<NotMemory> for Miss {
-    fn from(NotMemory(gpa): NotMemory) -> Self {
-        Self::NotMemory(gpa)
+    fn from(_: NotMemory) -> Self {
+        Self::NotMemory
     }
 }
 

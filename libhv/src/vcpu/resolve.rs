@@ -1,9 +1,9 @@
 //! The order of the rooms: devices, the appliance, and the answers a virtual processor has of its own.
 
 use super::{Appliance, Backend, Vcpu, World, control};
-use crate::address::Gpa;
+use crate::address::{Gpa, Gva};
 use crate::devices::Chipset;
-use crate::emulate::{Bus, Cause, Outcome, control_access};
+use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
 use crate::registers::{ControlRegister, Gpr};
@@ -115,6 +115,17 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         // The frame of an event went to a stack that is no memory: no instruction did it that could be emulated.
         if self.backend.take_interrupted().is_some() {
             return Resolution::NotMine;
+        }
+        // Where nothing answers, all ones are read, as on a machine: no instruction begins so.
+        if fault.fetch && !fault.page_walk {
+            return Resolution::Inject(Event::UNDEFINED);
+        }
+        // The code's own tables lead where nothing answers: an entry of all ones has reserved bits set.
+        let rip = Gva::new(self.backend.rip());
+        if fault.page_walk && locate(&self.backend, world.memory, rip).is_none() {
+            self.backend.set_control(ControlRegister::Cr2, fault.gva.unwrap_or(rip).as_u64());
+            let user = u32::from(self.backend.cpl() == 3);
+            return Resolution::Inject(Event::Exception { vector: 14, error_code: Some(1 | user << 2 | 1 << 3) });
         }
         self.emulate(Some(&fault), world, now)
     }

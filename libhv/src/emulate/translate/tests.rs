@@ -372,9 +372,9 @@ fn without_the_key_rights_nothing_is_guessed() {
 }
 
 #[test]
-fn tables_outside_memory_are_named() {
+fn tables_outside_memory_have_reserved_bits() {
     let cpu = FakeCpu::new(EntryState::long_mode(0, 0x9_0000_0000));
     let features = PagingFeatures { physical_bits: 40, gigabyte_pages: true };
     let found = Paging::of(&cpu, features).translate(&mut GuestMemory::for_tests(MEMORY), Gva::new(8), Access::READ);
-    assert_eq!(found, Err(WalkError::TableNotMemory(Gpa::new(0x9_0000_0000))));
+    assert_eq!(found, Err(WalkError::Fault(PageFault { address: Gva::new(8), error_code: 9 })));
 }

@@ -22,11 +22,15 @@ const UD2: [u8; 32] = [
     0x0b, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b,
 ];
 
+/// Bytes of the image's part of the address space that the sandbox maps.
+const MAPPED: usize = 0x400_0000;
+
 fn table(at: u64) -> *mut u64 {
     with_exposed_provenance_mut(at as usize)
 }
 
-/// The sandbox maps the window and the last 2 GiB, where this image is.
+/// The sandbox maps the window and the beginning of the last 2 GiB, where this image is: memory, and no more, because
+/// what random instructions find beyond it may end the guest, rightly.
 pub(crate) unsafe fn prepare() {
     for index in 0..0x20_0000 / 8 {
         table(FREE).add(index).write_volatile(0);
@@ -34,7 +38,13 @@ pub(crate) unsafe fn prepare() {
     cpu::wrmsr(0xc000_0080, cpu::rdmsr(0xc000_0080) | 1 << 11);
     let own = table(cpu::read_cr3() & 0xf_ffff_f000);
     table(FREE).write_volatile(FREE + 0x1007);
-    table(FREE).add(511).write_volatile(own.add(511).read_volatile());
+    let pointers = table(own.add(511).read_volatile() & 0xf_ffff_f000);
+    let pages = table(pointers.add(510).read_volatile() & 0xf_ffff_f000);
+    for index in 0..MAPPED / 0x20_0000 {
+        table(FREE + 0x5000).add(index).write_volatile(pages.add(index).read_volatile());
+    }
+    table(FREE + 0x4000).add(510).write_volatile(FREE + 0x5003);
+    table(FREE).add(511).write_volatile(FREE + 0x4003);
     table(FREE + 0x1000).add(1).write_volatile(FREE + 0x2007);
     table(FREE + 0x2000).write_volatile(FREE + 0x3007);
     for page in 0..16 {

@@ -336,12 +336,15 @@ impl Backend for Svm {
 
     #[inline]
     fn accepts_nmi(&self) -> bool {
-        self.nmi == NmiState::Open && !self.interrupt_shadow() && self.vmcb.control.event_injection == 0
+        let blocked = matches!(self.nmi, NmiState::Blocked | NmiState::Stepping { over_iret: true, .. });
+        !blocked && !self.interrupt_shadow() && self.vmcb.control.event_injection == 0
     }
 
     fn inject(&mut self, event: Event) {
         self.vmcb.control.event_injection = event::encode(event);
         if event == Event::Nmi {
+            // A step that has not come to its end is no more needed.
+            self.vmcb.save.rflags = self.guest_rflags();
             self.nmi = NmiState::Blocked;
             self.vmcb.control.intercept3 |= intercept3::IRET;
         }

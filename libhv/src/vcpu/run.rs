@@ -164,11 +164,14 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             if let Some(reason) = world.chipset.stop() {
                 return Resolution::Stop(reason);
             }
-            let wakes = world.chipset.pending_interrupt(self.index) && self.backend.accepts_interrupt();
-            if wakes || world.chipset.nmi_pending(self.index) || self.backend.injected().is_some() {
+            let (takes_interrupt, takes_nmi) = (self.backend.accepts_interrupt(), self.backend.accepts_nmi());
+            let nmi = world.chipset.nmi_pending(self.index) || self.deferred == Some(Event::Nmi);
+            let overtaken = self.deferred.is_some_and(|event| event != Event::Nmi);
+            let interrupt = world.chipset.pending_interrupt(self.index) || overtaken;
+            if takes_interrupt && interrupt || takes_nmi && nmi || self.backend.injected().is_some() {
                 return Resolution::Retry;
             }
-            if !self.backend.accepts_interrupt() && !world.chipset.nmi_possible(self.index) {
+            if !takes_interrupt && !(takes_nmi && world.chipset.nmi_possible(self.index)) {
                 return Resolution::Stop(StopReason::Halted);
             }
             world.host.arm(world.chipset.next_deadline());

@@ -1,8 +1,9 @@
 //! The run loop over the simulated processor, with the real chipset; and the programs that its tests share.
 
 use super::oracle::TIMER;
+use crate::address::Gpa;
 use crate::devices::{Chipset, Configuration};
-use crate::exit::{Exit, Resolution, StopReason, Width};
+use crate::exit::{Event, Exit, Resolution, StopReason, Width};
 use crate::hw::Host;
 use crate::memory::nested::Access;
 use crate::registers::{EntryState, Gpr, GuestState};
@@ -27,7 +28,9 @@ pub(super) const NESTING: [u8; 4] = [0x43, 0x58, 0x9A, 0xE1];
 struct Watcher {
     nested: NestedMap,
     exits: Rc<RefCell<Vec<Exit>>>,
-    pub(super) passes_halt: bool,
+    passes_halt: bool,
+    /// Answers the next of those pages with #GP as well.
+    faults: bool,
 }
 
 impl Appliance for Watcher {
@@ -36,7 +39,11 @@ impl Appliance for Watcher {
         match exit {
             Exit::NestedPageFault(fault) if !fault.present && fault.gpa.as_u64() < MEMORY as u64 => {
                 self.nested.set(fault.gpa, Some(Access::ALL));
-                Resolution::Retry
+                if core::mem::take(&mut self.faults) {
+                    Resolution::Inject(Event::GENERAL_PROTECTION)
+                } else {
+                    Resolution::Retry
+                }
             }
             Exit::Halt if self.passes_halt => Resolution::Complete,
             _ => Resolution::NotMine,
@@ -53,11 +60,14 @@ pub(super) struct Setting {
     pub(super) unmap_stack_once_in: u64,
     pub(super) budget: u64,
     pub(super) passes_halt: bool,
+    /// The stack is missing at first, and the appliance answers that with #GP.
+    pub(super) faults_at_stack: bool,
 }
 
 impl Setting {
     pub(super) fn new(vendor: Vendor) -> Self {
-        Self { vendor, seed: 1, stray_every: 0, unmap_stack_once_in: 0, budget: 1_000_000, passes_halt: false }
+        let (seed, stray_every, unmap_stack_once_in, budget) = (1, 0, 0, 1_000_000);
+        Self { vendor, seed, stray_every, unmap_stack_once_in, budget, passes_halt: false, faults_at_stack: false }
     }
 }
 
@@ -75,7 +85,13 @@ pub(super) fn run(program: &Program, setting: Setting) -> Ran {
     processor.unmap_stack_once_in(setting.unmap_stack_once_in);
     processor.stop_after(setting.budget);
     let (journal, exits) = (processor.journal(), Rc::new(RefCell::new(Vec::new())));
-    let watcher = Watcher { nested: processor.nested(), exits: exits.clone(), passes_halt: setting.passes_halt };
+    let nested = processor.nested();
+    if setting.faults_at_stack {
+        nested.set(Gpa::new(u64::from(STACK) - 4), None);
+        nested.flush();
+    }
+    let Setting { passes_halt, faults_at_stack: faults, .. } = setting;
+    let watcher = Watcher { nested, exits: exits.clone(), passes_halt, faults };
     let configuration = Configuration { memory_below_4g: MEMORY as u64, ..Configuration::new(HZ) };
     let mut chipset = Chipset::new(configuration, Box::new(()));
     let settings = Settings::new(1, HZ);

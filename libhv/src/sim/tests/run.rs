@@ -77,6 +77,36 @@ fn a_delivery_that_met_a_missing_page_is_made_again() {
     }
 }
 
+#[test]
+fn an_nmi_does_not_wake_the_handler_of_another() {
+    for vendor in VENDORS {
+        let mut program = Mode::X2Apic.prologue();
+        Mode::X2Apic.nmi(&mut program);
+        Mode::X2Apic.epilogue(&mut program);
+        program.handler(2);
+        Mode::X2Apic.nmi(&mut program);
+        program.ops(&[Op::Hlt]).out(DEBUG_EXIT, Width::Byte, 9);
+        assert_eq!(run(&program, Setting::new(vendor)).reason, StopReason::Halted);
+    }
+}
+
+#[test]
+fn an_interrupt_that_a_fault_overtook_wakes_the_fault_s_handler_from_hlt() {
+    for vendor in VENDORS {
+        let mut program = Mode::X2Apic.prologue();
+        program.ops(&[Op::Sti]).wrmsr(0x83F, 0x41).ops(&[Op::Nop]);
+        Mode::X2Apic.epilogue(&mut program);
+        program.handler(13).ops(&[Op::Sti, Op::Hlt]).out(DEBUG_EXIT, Width::Byte, 9);
+        let ran = run(&program, Setting { faults_at_stack: true, budget: 1000, ..Setting::new(vendor) });
+        assert_eq!(ran.reason, StopReason::DebugExit(9));
+        let delivered = ran.journal.iter().filter_map(|record| match record {
+            Record::Delivered(event, _) => Some(*event),
+            _ => None,
+        });
+        assert_eq!(delivered.collect::<Vec<_>>(), [Event::GENERAL_PROTECTION, Event::Interrupt(0x41)]);
+    }
+}
+
 /// A guest of random blocks that uses only what the oracle knows.
 fn orderly(mode: Mode, random: &mut Random, blocks: usize) -> Program {
     let mut program = mode.prologue();

@@ -3,7 +3,6 @@
 //! The ring lies in a static so that a panic can print it; the counters belong to the virtual processor.
 
 use crate::exit::Exit;
-use crate::time::Tsc;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -86,6 +85,7 @@ const KEPT: usize = 32;
 const RINGS: usize = 16;
 
 /// The last exits of a virtual processor.
+#[derive(Debug)]
 struct Ring {
     next: AtomicUsize,
     records: [[AtomicU64; 2]; KEPT],
@@ -98,37 +98,32 @@ static LAST: [Ring; RINGS] =
 #[derive(Debug)]
 pub struct Trace {
     counts: [Count; KINDS],
-    ring: usize,
-    left_at: Tsc,
-    kind: Kind,
+    ring: &'static Ring,
 }
 
 impl Trace {
     /// Starts with all counters at 0. `processor` is the index of the virtual processor.
     pub const fn new(processor: usize) -> Self {
         let counts = [const { Count { exits: 0, ticks: 0 } }; KINDS];
-        Self { counts, ring: processor % RINGS, left_at: Tsc(0), kind: Kind::Unhandled }
+        Self { counts, ring: &LAST[processor % RINGS] }
     }
 
-    /// Takes down an exit: its kind, where the guest stood, and when.
-    #[inline]
-    pub(crate) fn left(&mut self, kind: Kind, rip: u64, now: Tsc) {
-        self.kind = kind;
-        self.left_at = now;
-        let ring = &LAST[self.ring];
-        let next = ring.next.load(Ordering::Relaxed);
-        ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
-        let [rip_slot, kind_slot] = &ring.records[next % KEPT];
+    /// Takes down an exit: its kind, and where the guest stood.
+    #[inline(always)]
+    pub(crate) fn left(&mut self, kind: Kind, rip: u64) {
+        let next = self.ring.next.load(Ordering::Relaxed);
+        self.ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
+        let [rip_slot, kind_slot] = &self.ring.records[next % KEPT];
         rip_slot.store(rip, Ordering::Relaxed);
         kind_slot.store(kind as u64, Ordering::Relaxed);
     }
 
-    /// Takes down that the exit has been handled.
-    #[inline]
-    pub(crate) fn handled(&mut self, now: Tsc) {
-        let count = &mut self.counts[self.kind as usize];
+    /// Takes down that an exit has been handled, in so many ticks.
+    #[inline(always)]
+    pub(crate) fn handled(&mut self, kind: Kind, ticks: u64) {
+        let count = &mut self.counts[kind as usize];
         count.exits += 1;
-        count.ticks += now.0.wrapping_sub(self.left_at.0);
+        count.ticks += ticks;
     }
 
     /// Returns how often exits of a kind happened, and what they cost.
@@ -210,8 +205,8 @@ mod tests {
     fn the_last_exits_are_told_oldest_first_and_no_more_than_are_kept() {
         let mut trace = Trace::new(3);
         for number in 0..KEPT as u64 + 5 {
-            trace.left(Kind::Halt, 0x1000 + number, Tsc(10));
-            trace.handled(Tsc(17));
+            trace.left(Kind::Halt, 0x1000 + number);
+            trace.handled(Kind::Halt, 7);
         }
         let mut text = String::new();
         last_exits(&mut text).expect("a String takes anything");

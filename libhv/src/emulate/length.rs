@@ -132,21 +132,49 @@ impl Opcode {
 
 /// Returns the bytes in the instruction at RIP, 1 to 15, which is to be `expected`; `None` where it cannot be read or is
 /// another one.
-#[inline]
 pub fn instruction_length(cpu: &(impl GuestState + ?Sized), memory: &GuestMemory, expected: Opcode) -> Option<u64> {
     let bits = cpu.code_bits();
     let address = code_address(cpu, bits);
     let gpa = locate(cpu, memory, address)?;
-    let pattern = expected.pattern();
-    if matches!(pattern.tail, Tail::Nothing) && expected != Opcode::Pause {
-        let offset = gpa.as_u64() % 8;
-        let word = memory.word(gpa)? >> (8 * offset);
-        if offset + u64::from(pattern.length) <= 8 && word as u32 & pattern.mask == pattern.bytes {
-            return Some(pattern.length.into());
-        }
-    }
     let (bytes, count) = fetch(cpu, memory, address, gpa);
     length_of(bytes.get(..count)?, bits, expected)
+}
+
+/// Returns where the instruction at RIP ends, as RIP will have it; see [`instruction_length`].
+#[inline(always)]
+pub fn next_instruction(cpu: &impl GuestState, memory: &GuestMemory, expected: Opcode) -> Option<u64> {
+    if cpu.code_bits() == 64
+        && let Some(length) = plain_length(cpu, memory, expected)
+    {
+        return Some(cpu.rip().wrapping_add(length));
+    }
+    next_by_bytes(cpu, memory, expected)
+}
+
+/// The short way for opcodes that nothing goes before or comes after, in 64-bit code.
+#[inline(always)]
+fn plain_length(cpu: &impl GuestState, memory: &GuestMemory, expected: Opcode) -> Option<u64> {
+    let pattern = expected.pattern();
+    if !matches!(pattern.tail, Tail::Nothing) || expected == Opcode::Pause {
+        return None;
+    }
+    let length = u64::from(pattern.length);
+    let gpa = locate(cpu, memory, Gva::new(cpu.rip()))?;
+    let offset = gpa.as_u64() % 8;
+    let mut code = memory.word(gpa)? >> (8 * offset);
+    if offset + length > 8 {
+        if gpa.page_offset() + length > PAGE_SIZE {
+            return None;
+        }
+        code |= memory.word(gpa.wrapping_add(8))? << (64 - 8 * offset);
+    }
+    (code as u32 & pattern.mask == pattern.bytes).then_some(length)
+}
+
+#[inline(never)]
+fn next_by_bytes(cpu: &impl GuestState, memory: &GuestMemory, expected: Opcode) -> Option<u64> {
+    let next = cpu.rip().wrapping_add(instruction_length(cpu, memory, expected)?);
+    Some(if cpu.code_bits() == 64 { next } else { next & 0xFFFF_FFFF })
 }
 
 /// Returns the linear address of RIP in code of `bits` bits.
@@ -312,7 +340,7 @@ mod tests {
             known in 0..KNOWN.len(), prefixes in prop::collection::vec(prop::sample::select(
                 &[0x26u8, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, 0x40, 0x48, 0x4F][..]), 0..4),
             tail in prop::array::uniform8(any::<u8>()), keep in any::<bool>(),
-            bits in prop::sample::select(&[16u32, 32, 64][..]), at in prop::sample::select(&[0x8000u64, 0x8005, 0x8FFA, 0x8FFF][..]),
+            bits in prop::sample::select(&[16u32, 32, 64][..]), at in prop::sample::select(&[0x8000u64, 0x8005, 0x8006, 0x8007, 0x8FFA, 0x8FFE, 0x8FFF][..]),
         ) {
             let (opcode, mnemonics, bytes) = KNOWN[known];
             let mut code: Vec<u8> = prefixes.iter().chain(bytes).chain(&tail).copied().collect();
@@ -322,7 +350,9 @@ mod tests {
             }
             code.truncate(15);
             let memory = memory_with(at, &code);
-            let found = instruction_length(&processor(bits, at), &memory, opcode);
+            let cpu = processor(bits, at);
+            let found = instruction_length(&cpu, &memory, opcode);
+            prop_assert_eq!(next_instruction(&cpu, &memory, opcode), found.map(|length| at + length));
             let decoded = Decoder::with_ip(bits, &code, at, DecoderOptions::NONE).decode();
             if let Some(length) = found && !decoded.is_invalid() {
                 prop_assert_eq!(length, decoded.len() as u64, "{:?} {:02x?}", opcode, code);

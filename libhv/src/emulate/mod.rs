@@ -26,7 +26,7 @@ use machine::{Machine, Stop};
 
 pub use cause::Cause;
 pub use control::control_access;
-pub use length::{Opcode, instruction_length};
+pub use length::{Opcode, instruction_length, next_instruction};
 pub use segment::{Reference, linear_address};
 pub use translate::{Access, Paging, PagingFeatures, WalkError, locate};
 

@@ -34,6 +34,12 @@ impl Region {
     pub fn end(&self) -> Gpa {
         self.start.wrapping_add(self.bytes())
     }
+    /// Returns how far inside `address` lies.
+    #[inline]
+    fn offset(&self, address: Gpa) -> Option<usize> {
+        let offset = address.as_u64().wrapping_sub(self.start.as_u64());
+        (offset < self.bytes()).then_some(offset as usize)
+    }
 }
 
 /// The guest's memory as the host sees it: regions sorted by address.
@@ -88,13 +94,19 @@ impl GuestMemory {
 
     #[inline]
     fn find(&self, address: Gpa) -> core::result::Result<(&Region, usize), NotMemory> {
-        for region in &self.regions {
-            let offset = address.as_u64().wrapping_sub(region.start.as_u64());
-            if offset < region.bytes() {
-                return Ok((region, offset as usize));
-            }
+        // Nearly all there is lies in the first region.
+        if let Some(first) = self.regions.first()
+            && let Some(offset) = first.offset(address)
+        {
+            return Ok((first, offset));
         }
-        Err(NotMemory(address))
+        self.find_further(address)
+    }
+
+    #[cold]
+    fn find_further(&self, address: Gpa) -> core::result::Result<(&Region, usize), NotMemory> {
+        let mut found = self.regions.iter().filter_map(|region| Some((region, region.offset(address)?)));
+        found.next().ok_or(NotMemory(address))
     }
 
     /// Reads bytes, which may lie across regions that touch.

@@ -52,7 +52,7 @@ pub struct Operands {
 }
 
 /// Returns what an exit means.
-#[inline]
+#[inline(always)]
 pub fn decode(raw: &RawExit, operands: Operands) -> Exit {
     let Operands { rax, rcx, rdx, .. } = operands;
     let edx_eax = rdx << 32 | rax & 0xFFFF_FFFF;
@@ -98,6 +98,7 @@ fn has_error_code(vector: u8) -> bool {
 }
 
 /// EXITINFO1 of an I/O intercept (APM Vol. 2 15.10.2).
+#[inline(always)]
 fn port_io(raw: &RawExit) -> Exit {
     let width = match raw.info1.get_bits(4..7) {
         1 => Width::Byte,

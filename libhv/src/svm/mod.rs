@@ -6,6 +6,7 @@ pub mod entry;
 pub mod event;
 mod guest_state;
 pub mod instructions;
+mod msr;
 pub mod npt;
 mod vcpu;
 pub mod vmcb;

@@ -6,9 +6,10 @@ use super::decode::{self, Operands, code};
 use super::entry::{self, GuestRegisters};
 use super::event;
 use super::instructions;
+use super::msr;
 use super::npt::NptEntry;
 use super::vmcb::*;
-use crate::emulate::{Opcode, control_access, instruction_length};
+use crate::emulate::{Opcode, control_access, next_instruction};
 use crate::error::{EntryFailure, Error, Result};
 use crate::exit::{ControlAccess, Event, Exit, Msr, RawExit};
 use crate::hw::{bare, vector};
@@ -16,7 +17,7 @@ use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions, svm_layout};
 use crate::memory::{FrameSource, Frames, GuestMemory};
 use crate::registers::{DescriptorTable, EntryState, Gpr, GuestState, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, VectorState};
-use crate::vcpu::{Backend, Offers};
+use crate::vcpu::{Backend, Handler, Offers};
 use bit_field::BitField;
 use core::marker::PhantomData;
 use core::ops::RangeInclusive;
@@ -31,20 +32,6 @@ const DEBUG: u8 = 1;
 const ALIGNMENT_CHECK: u8 = 17;
 /// #MC
 const MACHINE_CHECK: u8 = 18;
-/// The MSRs that VMRUN, VMLOAD and VMSAVE switch.
-const IA32_SYSENTER_CS: u32 = 0x174;
-const IA32_SYSENTER_ESP: u32 = 0x175;
-const IA32_SYSENTER_EIP: u32 = 0x176;
-const IA32_DEBUGCTL: u32 = 0x1D9;
-const IA32_PAT: u32 = 0x277;
-const STAR: u32 = 0xC000_0081;
-const LSTAR: u32 = 0xC000_0082;
-const CSTAR: u32 = 0xC000_0083;
-const SFMASK: u32 = 0xC000_0084;
-const FS_BASE: u32 = 0xC000_0100;
-const GS_BASE: u32 = 0xC000_0101;
-const KERNEL_GS_BASE: u32 = 0xC000_0102;
-const TSC_AUX: u32 = 0xC000_0103;
 /// IA32_PAT after a reset (SDM Vol. 3A 12.12.4).
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
@@ -187,11 +174,10 @@ impl Svm {
         own_trap
     }
 
-    /// Returns where the instruction that exited ends, from its bytes, for processors that do not save it.
-    #[inline]
-    fn next_rip(&self, memory: &GuestMemory) -> Option<u64> {
+    /// Returns the instruction that the last exit reports.
+    fn opcode(&self, memory: &GuestMemory) -> Option<Opcode> {
         let control = &self.vmcb.control;
-        let opcode = match control.exit_code {
+        Some(match control.exit_code {
             code::CPUID => Opcode::Cpuid,
             code::MSR if control.exit_info1 == 0 => Opcode::Rdmsr,
             code::MSR => Opcode::Wrmsr,
@@ -203,22 +189,24 @@ impl Svm {
             code::RDPMC => Opcode::Rdpmc,
             code::MONITOR => Opcode::Monitor,
             code::MWAIT | code::MWAIT_ARMED => Opcode::Mwait,
-            code::CR_READ..code::DR_READ => return self.after_control_access(memory),
+            // The intercept of CR0 writes is that of MOV, CLTS and LMSW alike.
+            code::CR_READ..code::DR_READ => match control_access(self, memory)? {
+                ControlAccess::Clts => Opcode::Clts,
+                ControlAccess::Lmsw(_) => Opcode::Lmsw,
+                _ => Opcode::MovControl,
+            },
             _ => return None,
-        };
-        let length = instruction_length(self, memory, opcode)?;
-        let next = self.rip().wrapping_add(length);
-        Some(if self.code_bits() == 64 { next } else { next & 0xFFFF_FFFF })
+        })
     }
 
-    /// The intercept of CR0 writes is that of MOV, CLTS and LMSW alike.
-    fn after_control_access(&self, memory: &GuestMemory) -> Option<u64> {
-        let opcode = match control_access(self, memory)? {
-            ControlAccess::Clts => Opcode::Clts,
-            ControlAccess::Lmsw(_) => Opcode::Lmsw,
-            _ => Opcode::MovControl,
-        };
-        Some(self.rip().wrapping_add(instruction_length(self, memory, opcode)?))
+    /// Moves RIP past `opcode`, whose end is found from its bytes, for processors that do not save where it ends.
+    /// Where the bytes cannot be read any more, the guest has changed its page tables under its own feet and runs what
+    /// stands there now.
+    #[inline(always)]
+    fn advance_over(&mut self, opcode: Opcode, memory: &GuestMemory) {
+        if let Some(next) = next_instruction(self, memory, opcode) {
+            self.advance_to(next);
+        }
     }
 
     /// Ends an instruction that began with RFLAGS.TF or RFLAGS.RF set: RF is spent, TF raises #DB before the next.
@@ -233,6 +221,53 @@ impl Svm {
 
     fn interrupt_shadow(&self) -> bool {
         self.vmcb.control.interrupt_state & SHADOW != 0
+    }
+}
+
+impl Svm {
+    /// Runs the guest until it leaves.
+    #[inline(always)]
+    fn leave(&mut self) -> RawExit {
+        let (guest, host) = (self.vmcb.physical().as_u64(), self.host.physical().as_u64());
+        // SAFETY: `new` enabled SVM and filled `host`; nested tables map only what is the guest's (`GuestFrames`);
+        // `close` set the intercepts, and `self` is borrowed exclusively. The host runs with IF = 0 (`hw::Host`).
+        unsafe { entry::run(&mut self.registers, guest, host) };
+        let control = &mut self.vmcb.control;
+        control.event_injection = 0;
+        control.tlb_control = 0;
+        self.raw_exit()
+    }
+
+    /// Returns the registers that some exits go with.
+    #[inline(always)]
+    fn operands(&self) -> Operands {
+        Operands {
+            rax: self.vmcb.save.rax,
+            rcx: self.registers.rcx,
+            rdx: self.registers.rdx,
+            decode_assists: self.capability.decode_assists,
+        }
+    }
+
+    /// Returns what an exit means; `None` for one that is this backend's own, after which the guest goes on.
+    #[inline(never)]
+    fn sort(&mut self) -> core::result::Result<Option<Exit>, EntryFailure> {
+        let raw = self.raw_exit();
+        // QEMU's TCG writes 32 bits of the code.
+        if raw.code as u32 == code::INVALID as u32 {
+            return Err(EntryFailure::InvalidState(raw));
+        }
+        if raw.code == code::IRET {
+            self.step_to_nmi(true);
+            return Ok(None);
+        }
+        if let NmiState::Stepping { own_trap, over_iret } = self.nmi
+            && raw.code == code::EXCEPTION + u64::from(DEBUG)
+            && !self.stepped(own_trap, over_iret)
+        {
+            return Ok(Some(Exit::NmiWindow));
+        }
+        Ok(Some(decode::decode(&raw, self.operands())))
     }
 }
 
@@ -251,38 +286,37 @@ impl Backend for Svm {
         control.virtual_interrupt = V_INTR_MASKING;
     }
 
-    #[inline]
     fn enter(&mut self) -> core::result::Result<Exit, EntryFailure> {
         loop {
-            let (guest, host) = (self.vmcb.physical().as_u64(), self.host.physical().as_u64());
-            // SAFETY: `new` enabled SVM and filled `host`; nested tables map only what is the guest's (`GuestFrames`);
-            // `close` set the intercepts, and `self` is borrowed exclusively. The host runs with IF = 0 (`hw::Host`).
-            unsafe { entry::run(&mut self.registers, guest, host) };
-            let control = &mut self.vmcb.control;
-            control.event_injection = 0;
-            control.tlb_control = 0;
-            let raw = self.raw_exit();
-            // QEMU's TCG writes 32 bits of the code.
-            if raw.code as u32 == code::INVALID as u32 {
-                return Err(EntryFailure::InvalidState(raw));
+            self.leave();
+            if let Some(exit) = self.sort()? {
+                return Ok(exit);
             }
-            if raw.code == code::IRET {
-                self.step_to_nmi(true);
-                continue;
-            }
-            if let NmiState::Stepping { own_trap, over_iret } = self.nmi
-                && raw.code == code::EXCEPTION + u64::from(DEBUG)
-                && !self.stepped(own_trap, over_iret)
-            {
-                return Ok(Exit::NmiWindow);
-            }
-            let operands = Operands {
-                rax: self.vmcb.save.rax,
-                rcx: self.registers.rcx,
-                rdx: self.registers.rdx,
-                decode_assists: self.capability.decode_assists,
-            };
-            return Ok(decode::decode(&raw, operands));
+        }
+    }
+
+    #[inline(always)]
+    fn enter_for<T: Handler<Self>>(mut handler: T) -> core::result::Result<T::Answer, EntryFailure> {
+        loop {
+            let raw = handler.backend().leave();
+            let operands = handler.backend().operands();
+            // With a constant for the code each place decodes and handles its own kind alone.
+            let of = |code, info1| decode::decode(&RawExit { code, info1, ..raw }, operands);
+            return Ok(match raw.code {
+                code::CPUID => handler.handle(of(code::CPUID, raw.info1)),
+                code::MSR if raw.info1 == 0 => handler.handle(of(code::MSR, 0)),
+                code::MSR => handler.handle(of(code::MSR, 1)),
+                code::VMMCALL => handler.handle(of(code::VMMCALL, raw.info1)),
+                code::NPF => handler.handle(of(code::NPF, raw.info1)),
+                code::IOIO => match of(code::IOIO, raw.info1) {
+                    Exit::PortIo(access) => handler.handle(Exit::PortIo(access)),
+                    other => handler.handle(other),
+                },
+                _ => match handler.backend().sort()? {
+                    Some(exit) => handler.handle(exit),
+                    None => continue,
+                },
+            });
         }
     }
 
@@ -297,20 +331,29 @@ impl Backend for Svm {
         }
     }
 
-    #[inline]
     fn advance(&mut self, memory: &GuestMemory) {
         let control = &self.vmcb.control;
-        let next = if self.capability.nrip_save {
-            Some(control.next_rip)
+        if self.capability.nrip_save {
+            self.advance_to(control.next_rip);
         } else if control.exit_code == code::IOIO {
-            Some(control.exit_info2)
-        } else {
-            self.next_rip(memory)
-        };
-        // Where the bytes cannot be read any more, the guest has changed its page tables under its own feet and runs
-        // what stands there now.
-        if let Some(next) = next {
-            self.advance_to(next);
+            self.advance_to(control.exit_info2);
+        } else if let Some(opcode) = self.opcode(memory) {
+            self.advance_over(opcode, memory);
+        }
+    }
+
+    #[inline(always)]
+    fn advance_past(&mut self, exit: &Exit, memory: &GuestMemory) {
+        if self.capability.nrip_save {
+            return self.advance_to(self.vmcb.control.next_rip);
+        }
+        match exit {
+            Exit::PortIo(_) => self.advance_to(self.vmcb.control.exit_info2),
+            Exit::Cpuid { .. } => self.advance_over(Opcode::Cpuid, memory),
+            Exit::Rdmsr(_) => self.advance_over(Opcode::Rdmsr, memory),
+            Exit::Wrmsr(..) => self.advance_over(Opcode::Wrmsr, memory),
+            Exit::Hypercall => self.advance_over(Opcode::Vmmcall, memory),
+            _ => self.advance(memory),
         }
     }
 
@@ -388,45 +431,14 @@ impl Backend for Svm {
         self.msrs.pass(msr.0, read, write);
     }
 
+    #[inline]
     fn switched_msr(&self, msr: Msr) -> Option<u64> {
-        let save = &self.vmcb.save;
-        Some(match msr.0 {
-            IA32_SYSENTER_CS => save.sysenter_cs,
-            IA32_SYSENTER_ESP => save.sysenter_esp,
-            IA32_SYSENTER_EIP => save.sysenter_eip,
-            IA32_DEBUGCTL => save.debugctl,
-            IA32_PAT => save.pat,
-            STAR => save.star,
-            LSTAR => save.lstar,
-            CSTAR => save.cstar,
-            SFMASK => save.sfmask,
-            FS_BASE => save.fs.base,
-            GS_BASE => save.gs.base,
-            KERNEL_GS_BASE => save.kernel_gs_base,
-            TSC_AUX => instructions::tsc_aux(self.has_tsc_aux),
-            _ => return None,
-        })
+        msr::read(&self.vmcb.save, msr, self.has_tsc_aux)
     }
 
+    #[inline]
     fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool {
-        let save = &mut self.vmcb.save;
-        match msr.0 {
-            IA32_SYSENTER_CS => save.sysenter_cs = value,
-            IA32_SYSENTER_ESP => save.sysenter_esp = value,
-            IA32_SYSENTER_EIP => save.sysenter_eip = value,
-            IA32_DEBUGCTL => save.debugctl = value,
-            IA32_PAT => save.pat = value,
-            STAR => save.star = value,
-            LSTAR => save.lstar = value,
-            CSTAR => save.cstar = value,
-            SFMASK => save.sfmask = value,
-            FS_BASE => save.fs.base = value,
-            GS_BASE => save.gs.base = value,
-            KERNEL_GS_BASE => save.kernel_gs_base = value,
-            TSC_AUX => instructions::set_tsc_aux(self.has_tsc_aux, value),
-            _ => return false,
-        }
-        true
+        msr::write(&mut self.vmcb.save, msr, value, self.has_tsc_aux)
     }
 
     fn pass_ports(&mut self, ports: RangeInclusive<u16>) {

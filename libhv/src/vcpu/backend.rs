@@ -18,6 +18,18 @@ pub struct Offers {
     pub xsaves: bool,
 }
 
+/// Whoever has a backend and sees to its exits: the run loop.
+pub trait Handler<B> {
+    /// What comes of an exit.
+    type Answer;
+
+    /// Returns the backend.
+    fn backend(&mut self) -> &mut B;
+
+    /// Sees to one exit.
+    fn handle(self, exit: Exit) -> Self::Answer;
+}
+
 /// One virtual processor on one vendor's hardware, or in `sim`.
 ///
 /// Everything starts closed: every MSR and port is intercepted. All methods are called with the guest not running.
@@ -31,6 +43,22 @@ pub trait Backend: GuestState + VectorState {
     /// When the processor refuses to enter.
     fn enter(&mut self) -> Result<Exit, EntryFailure>;
 
+    /// Enters the guest and returns what `handler` answers to why it left.
+    ///
+    /// A backend may call the handler at several places, one for each frequent kind of exit: the compiler then makes
+    /// straight code of each, where one place would sort the kinds twice.
+    ///
+    /// # Errors
+    /// Those of [`enter`](Self::enter).
+    #[inline(always)]
+    fn enter_for<T: Handler<Self>>(mut handler: T) -> Result<T::Answer, EntryFailure>
+    where
+        Self: Sized,
+    {
+        let exit = handler.backend().enter()?;
+        Ok(handler.handle(exit))
+    }
+
     /// Returns the last exit as the processor told it.
     fn raw_exit(&self) -> RawExit;
 
@@ -38,6 +66,13 @@ pub trait Backend: GuestState + VectorState {
     /// RFLAGS.TF set the guest gets the single-step #DB it would have got. `memory` serves processors that do not
     /// report the length of the instruction.
     fn advance(&mut self, memory: &GuestMemory);
+
+    /// Does what [`advance`](Self::advance) does, for a caller that has `exit`, the last one, at hand: where that says
+    /// which instruction it was, it need not be found out again.
+    #[inline(always)]
+    fn advance_past(&mut self, _exit: &Exit, memory: &GuestMemory) {
+        self.advance(memory);
+    }
 
     /// Does what [`advance`](Self::advance) does for an instruction whose end the emulator knows: sets RIP to
     /// `next_rip`.

@@ -260,13 +260,18 @@ impl CpuidTable {
     /// Returns what CPUID gives the guest. `dynamic` is asked only where the answer depends on it.
     #[inline]
     pub fn lookup(&self, leaf: u32, subleaf: u32, dynamic: impl FnOnce() -> Dynamic) -> Leaf {
-        if leaf <= self.basic[0][0]
-            && let Some(answer) = self.basic.get(leaf as usize)
-            && VARYING >> leaf & 1 == 0
-        {
-            return *answer;
+        match self.constant(leaf) {
+            Some(answer) => *answer,
+            None => self.lookup_varying(leaf, subleaf, dynamic),
         }
-        self.lookup_varying(leaf, subleaf, dynamic)
+    }
+
+    /// Returns what CPUID gives the guest for a leaf that is always the same; `None` for others, which
+    /// [`lookup`](Self::lookup) answers.
+    #[inline]
+    pub fn constant(&self, leaf: u32) -> Option<&Leaf> {
+        let same = leaf <= self.basic[0][0] && VARYING.checked_shr(leaf).is_some_and(|varying| varying & 1 == 0);
+        self.basic.get(leaf as usize).filter(|_| same)
     }
 
     #[inline(never)]

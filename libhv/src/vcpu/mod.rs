@@ -11,7 +11,7 @@ mod resolve;
 mod run;
 pub mod xsetbv;
 
-pub use backend::{Backend, Offers};
+pub use backend::{Backend, Handler, Offers};
 pub use own::UNKNOWN_HYPERCALL;
 
 use crate::devices::Chipset;

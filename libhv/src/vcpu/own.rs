@@ -12,19 +12,30 @@ use crate::time::Tsc;
 pub const UNKNOWN_HYPERCALL: u64 = u64::MAX;
 
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Resolution {
+        if let Some(&[eax, ebx, ecx, edx]) = self.cpuid.constant(leaf) {
+            self.backend.set_gpr(Gpr::Rax, eax.into());
+            self.backend.set_gpr(Gpr::Rbx, ebx.into());
+            self.backend.set_gpr(Gpr::Rcx, ecx.into());
+            self.backend.set_gpr(Gpr::Rdx, edx.into());
+        } else {
+            self.varying_cpuid(leaf, subleaf);
+        }
+        Resolution::Complete
+    }
+
+    #[inline(never)]
+    fn varying_cpuid(&mut self, leaf: u32, subleaf: u32) {
         let (backend, xss, apic_id) = (&self.backend, self.msrs.xss(), self.index as u32);
-        let [eax, ebx, ecx, edx] = self.cpuid.lookup(leaf, subleaf, || {
+        let answer = self.cpuid.lookup(leaf, subleaf, || {
             let cr4 = backend.control(ControlRegister::Cr4);
             let xcr0 = if cr4 & CR4_OSXSAVE != 0 { backend.xcr0() } else { 1 };
             Dynamic { cr4, xcr0, xss, apic_id }
         });
-        self.backend.set_gpr(Gpr::Rax, eax.into());
-        self.backend.set_gpr(Gpr::Rbx, ebx.into());
-        self.backend.set_gpr(Gpr::Rcx, ecx.into());
-        self.backend.set_gpr(Gpr::Rdx, edx.into());
-        Resolution::Complete
+        for (register, value) in [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].into_iter().zip(answer) {
+            self.backend.set_gpr(register, value.into());
+        }
     }
 
     pub(super) fn xsetbv(&mut self, xcr: u32, value: u64) -> Resolution {
@@ -38,6 +49,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         }
     }
 
+    #[inline(always)]
     pub(super) fn hypercall(&mut self) -> Resolution {
         if self.backend.cpl() != 0 {
             return Resolution::Inject(Event::UNDEFINED);
@@ -46,7 +58,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         Resolution::Complete
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         let answer = match self.msrs.read(msr, || context(&self.backend, now)) {
             MsrRead::Value(value) => Some(value),
@@ -63,7 +75,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         Resolution::Complete
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn write_msr<H: Host>(
         &mut self,
         msr: Msr,

@@ -33,14 +33,27 @@ impl Bus for DeviceBus<'_> {
 
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// Asks the rooms in their order.
-    #[inline]
+    #[inline(always)]
     pub(super) fn resolve<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
-        self.appliance.on_exit(exit, &mut self.backend).or_else(|| match *exit {
+        match self.appliance.on_exit(exit, &mut self.backend) {
+            Resolution::NotMine => {}
+            answer => return answer,
+        }
+        match *exit {
             Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
             Exit::PortIo(access) => self.port(access, world, now),
             Exit::Rdmsr(msr) => self.read_msr(msr, world, now),
             Exit::Wrmsr(msr, value) => self.write_msr(msr, value, world, now),
             Exit::NestedPageFault(fault) => self.nested_page_fault(fault, world, now),
+            Exit::Hypercall => self.hypercall(),
+            _ => self.resolve_further(exit, world, now),
+        }
+    }
+
+    /// The less frequent kinds of exit.
+    #[inline(never)]
+    fn resolve_further<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        match *exit {
             Exit::ExternalInterrupt(vector) => {
                 world.host.serve_interrupts(vector);
                 self.pass_time(world, now);
@@ -54,7 +67,6 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
                 self.attention = true;
                 Resolution::Retry
             }
-            Exit::Hypercall => self.hypercall(),
             Exit::Halt => self.halt(world),
             Exit::ControlRegister(access) => self.control_register(access, world),
             Exit::Xsetbv { xcr, value } => self.xsetbv(xcr, value),
@@ -71,7 +83,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             Exit::Shutdown => Resolution::Stop(StopReason::Shutdown),
             Exit::Init => Resolution::Retry,
             _ => Resolution::NotMine,
-        })
+        }
     }
 
     /// The devices have been touched: they may have ended the guest or have something for it.
@@ -87,10 +99,10 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         otherwise
     }
 
-    #[inline]
+    #[inline(always)]
     fn port<H: Host>(&mut self, access: PortIo, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         if access.string {
-            return self.emulate(None, world, now);
+            return self.string_port(world, now);
         }
         let PortIo { port, width, input, .. } = access;
         let rax = self.backend.gpr(Gpr::Rax);
@@ -104,6 +116,11 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             world.chipset.port_write(self.index, port, width, value, now);
         }
         self.after_devices(world, Resolution::Complete)
+    }
+
+    #[cold]
+    fn string_port<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        self.emulate(None, world, now)
     }
 
     /// An access to what is not memory goes to the devices, instruction by instruction.

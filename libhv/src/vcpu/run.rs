@@ -1,5 +1,6 @@
 //! The one run loop: enter, take down, resolve, apply, and see to events before the next entry.
 
+use super::backend::Handler;
 use super::events::{Combined, DOUBLE_FAULT, combine};
 use super::{Appliance, Backend, Vcpu, World};
 use crate::error::{Error, Result};
@@ -8,35 +9,65 @@ use crate::hw::Host;
 use crate::time::Tsc;
 use crate::trace::Kind;
 
+/// One turn of the run loop.
+struct Once<'v, 'w, B, A, H> {
+    vcpu: &'v mut Vcpu<B, A>,
+    world: &'v mut World<'w, H>,
+    /// How the guest ended, if it did.
+    end: &'v mut Option<StopReason>,
+}
+
+impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
+    /// Whether the guest goes on.
+    type Answer = bool;
+
+    #[inline(always)]
+    fn backend(&mut self) -> &mut B {
+        &mut self.vcpu.backend
+    }
+
+    #[inline(always)]
+    fn handle(self, exit: Exit) -> bool {
+        let Self { vcpu, world, end } = self;
+        let (kind, left_at) = (Kind::from(&exit), world.host.now());
+        vcpu.trace.left(kind, vcpu.backend.rip());
+        if left_at >= vcpu.due {
+            vcpu.pass_time(world, left_at);
+        }
+        let resolution = vcpu.resolve(&exit, world, left_at);
+        if let Some(reason) = vcpu.apply(resolution, &exit, world) {
+            *end = Some(reason);
+            return false;
+        }
+        vcpu.trace.handled(kind, world.host.now().0.wrapping_sub(left_at.0));
+        true
+    }
+}
+
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// Runs the guest until it ends.
     ///
     /// # Errors
     /// [`Error::VmEntry`] when the processor refuses to enter.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
+        let mut end = None;
         loop {
             if self.attention {
                 self.attend(world);
             }
-            let exit = self.backend.enter().map_err(Error::VmEntry)?;
-            let left_at = world.host.now();
-            self.trace.left(Kind::from(&exit), self.backend.rip(), left_at);
-            if left_at >= self.due {
-                self.pass_time(world, left_at);
-            }
-            let resolution = self.resolve(&exit, world, left_at);
-            if let Some(reason) = self.apply(resolution, &exit, world) {
+            let once = Once { vcpu: self, world, end: &mut end };
+            let goes_on = B::enter_for(once).map_err(Error::VmEntry)?;
+            if !goes_on && let Some(reason) = end {
                 return Ok(reason);
             }
-            self.trace.handled(world.host.now());
         }
     }
 
     /// Carries out what was decided; returns how the guest ended, if it did.
-    #[inline]
+    #[inline(always)]
     fn apply<H: Host>(&mut self, resolution: Resolution, exit: &Exit, world: &mut World<'_, H>) -> Option<StopReason> {
         match resolution {
-            Resolution::Complete => self.backend.advance(world.memory),
+            Resolution::Complete => self.backend.advance_past(exit, world.memory),
             Resolution::Retry => {}
             Resolution::Inject(event) => return self.raise(event),
             Resolution::Stop(reason) => return Some(reason),

@@ -15,7 +15,7 @@ use crate::registers::{
     SegmentRegister, VectorState,
 };
 use crate::time::Tsc;
-use crate::vcpu::{Backend, Offers};
+use crate::vcpu::{Backend, Handler, Offers};
 use core::ops::RangeInclusive;
 
 /// VM-instruction error 5: VMRESUME with a VMCS that has not been launched (SDM Vol. 3C 31.4).
@@ -68,20 +68,34 @@ impl Backend for Vmx {
         self.vmcs.invalidate_linear();
     }
 
-    #[inline(always)]
     fn enter(&mut self) -> Result<Exit, EntryFailure> {
-        self.deliveries.injected = 0;
-        self.deliveries.interrupted = 0;
-        // SAFETY: `self.vmcs` is the current VMCS, arranged and captured in `new`, whose caller vouched for tables and
-        // host; `self.registers` are its own.
-        if unsafe { entry::resume(&mut self.registers) }.is_err() {
-            self.launch()?;
-        }
-        let reason = self.reason();
-        if reason & ENTRY_FAILURE != 0 {
-            return Err(self.refused());
-        }
+        let reason = self.leave()?;
         Ok(decode::decode(reason, self))
+    }
+
+    #[inline(always)]
+    fn enter_for<T: Handler<Self>>(mut handler: T) -> Result<T::Answer, EntryFailure> {
+        let reason = handler.backend().leave()?;
+        // With a constant for the reason each place decodes and handles its own kind alone.
+        macro_rules! each {
+            ($($known:ident)*) => {
+                match ExitReason(reason as u16) {
+                    $(ExitReason::$known => {
+                        let exit = decode::decode(ExitReason::$known.0.into(), handler.backend());
+                        handler.handle(exit)
+                    })*
+                    ExitReason::IO => match decode::decode(ExitReason::IO.0.into(), handler.backend()) {
+                        Exit::PortIo(access) => handler.handle(Exit::PortIo(access)),
+                        other => handler.handle(other),
+                    },
+                    _ => {
+                        let exit = handler.backend().sort(reason);
+                        handler.handle(exit)
+                    }
+                }
+            };
+        }
+        Ok(each!(CPUID RDMSR WRMSR VMCALL EPT_VIOLATION))
     }
 
     #[cold]
@@ -233,6 +247,26 @@ impl Backend for Vmx {
 }
 
 impl Vmx {
+    /// Runs the guest until it leaves, and returns the exit reason.
+    #[inline(always)]
+    fn leave(&mut self) -> Result<u32, EntryFailure> {
+        self.deliveries.injected = 0;
+        self.deliveries.interrupted = 0;
+        // SAFETY: `self.vmcs` is the current VMCS, arranged and captured in `new`, whose caller vouched for tables and
+        // host; `self.registers` are its own.
+        if unsafe { entry::resume(&mut self.registers) }.is_err() {
+            self.launch()?;
+        }
+        let reason = self.reason();
+        if reason & ENTRY_FAILURE != 0 { Err(self.refused()) } else { Ok(reason) }
+    }
+
+    /// Returns what an exit means.
+    #[inline(never)]
+    fn sort(&mut self, reason: u32) -> Exit {
+        decode::decode(reason, self)
+    }
+
     /// Enters for the first time, after VMRESUME has failed.
     #[cold]
     #[inline(never)]
@@ -241,7 +275,7 @@ impl Vmx {
         if failure != EntryFailure::VmInstruction(NOT_LAUNCHED) {
             return Err(failure);
         }
-        // SAFETY: as in `enter`.
+        // SAFETY: as in `leave`.
         unsafe { entry::launch(&mut self.registers) }
             .map_err(|_| EntryFailure::VmInstruction(self.vmcs.read(field::INSTRUCTION_ERROR)))
     }

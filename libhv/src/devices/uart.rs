@@ -90,7 +90,7 @@ impl<C: Console> Uart<C> {
     /// Returns whether an access may have moved the interrupt line.
     #[inline]
     pub const fn drives(&self) -> bool {
-        self.ier != 0 || self.line || self.fell
+        self.line || self.fell
     }
 
     /// Returns whether the line has been low since this was last asked, however shortly: then a high line is an edge.
@@ -138,8 +138,11 @@ impl<C: Console> Uart<C> {
             3 => return self.lcr,
             4 => return self.mcr,
             5 => {
-                let errors = if core::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
-                LSR_TRANSMITTER | errors | if self.held > 0 { LSR_DATA } else { 0 }
+                let status = LSR_TRANSMITTER | if self.held > 0 { LSR_DATA } else { 0 };
+                if !core::mem::take(&mut self.overrun) {
+                    return status;
+                }
+                status | LSR_OVERRUN
             }
             6 => {
                 let status = self.msr;
@@ -191,7 +194,10 @@ impl<C: Console> Uart<C> {
                 self.mcr = value & 0x1F;
                 self.follow_modem();
             }
-            7 => self.scratch = value,
+            7 => {
+                self.scratch = value;
+                return;
+            }
             // The line and modem status registers are read-only.
             _ => {}
         }
@@ -266,8 +272,9 @@ impl<C: Console> Uart<C> {
     }
 
     fn drive(&mut self) {
-        self.line = self.cause() != IIR_NONE;
-        self.fell |= !self.line;
+        let line = self.cause() != IIR_NONE;
+        self.fell |= self.line && !line;
+        self.line = line;
     }
 }
 

@@ -52,7 +52,9 @@ impl Chipset {
         match port {
             COM1..=COM1_LAST => {
                 let value = self.uart.read(port);
-                self.follow_uart();
+                if self.uart.drives() {
+                    self.follow_uart();
+                }
                 value
             }
             0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 => {

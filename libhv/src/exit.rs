@@ -178,6 +178,28 @@ pub enum Exit {
     Unhandled(RawExit),
 }
 
+impl Exit {
+    /// Returns whether the guest executed an instruction that leaves, which no delivery of an event has in its middle.
+    #[inline]
+    pub const fn is_instruction(&self) -> bool {
+        matches!(
+            self,
+            Self::Cpuid { .. }
+                | Self::Rdmsr(_)
+                | Self::Wrmsr(..)
+                | Self::Rdpmc(_)
+                | Self::Xsetbv { .. }
+                | Self::PortIo(_)
+                | Self::ControlRegister(_)
+                | Self::DebugRegister
+                | Self::Hypercall
+                | Self::Halt
+                | Self::Relax
+                | Self::CacheFlush
+        )
+    }
+}
+
 /// An exit as the processor told it: exit reason, qualification and guest-physical address (SDM Vol. 3D App. C), or
 /// EXITCODE, EXITINFO1 and EXITINFO2 (APM Vol. 2 App. C).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

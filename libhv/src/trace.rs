@@ -75,9 +75,20 @@ impl From<&Exit> for Kind {
 pub struct Count {
     /// Exits.
     pub exits: u64,
-    /// Ticks of the time-stamp counter between exit and next entry, summed.
+    /// Ticks of the time-stamp counter between exit and next entry, summed over the exits that are measured: the first
+    /// of the kind and every [`MEASURED`]th after it.
     pub ticks: u64,
 }
+
+impl Count {
+    /// Returns what an exit costs on the average, in ticks; 0 where none happened.
+    pub fn ticks_each(&self) -> u64 {
+        self.ticks.checked_div(self.exits.div_ceil(MEASURED)).unwrap_or(0)
+    }
+}
+
+/// Of so many exits of a kind one is measured: to read the counter twice would be a good part of the cost.
+pub const MEASURED: u64 = 16;
 
 /// Exits kept for each virtual processor; a power of two.
 const KEPT: usize = 32;
@@ -118,12 +129,14 @@ impl Trace {
         kind_slot.store(kind as u64, Ordering::Relaxed);
     }
 
-    /// Takes down that an exit has been handled, in so many ticks.
+    /// Takes down that an exit has been handled; `ticks` tells in how many, where that is measured.
     #[inline(always)]
-    pub(crate) fn handled(&mut self, kind: Kind, ticks: u64) {
+    pub(crate) fn handled(&mut self, kind: Kind, ticks: impl FnOnce() -> u64) {
         let count = &mut self.counts[kind as usize];
+        if count.exits % MEASURED == 0 {
+            count.ticks += ticks();
+        }
         count.exits += 1;
-        count.ticks += ticks;
     }
 
     /// Returns how often exits of a kind happened, and what they cost.
@@ -143,8 +156,11 @@ impl fmt::Display for Trace {
         let mut counts = self.counts;
         loop {
             let most = (0..KINDS).rev().max_by_key(|&kind| counts[kind].exits).unwrap_or(0);
-            let Count { exits, ticks } = core::mem::take(&mut counts[most]);
-            let Some(each) = ticks.checked_div(exits) else { return Ok(()) };
+            let count = core::mem::take(&mut counts[most]);
+            if count.exits == 0 {
+                return Ok(());
+            }
+            let (exits, each) = (count.exits, count.ticks_each());
             writeln!(f, "{:18} {exits:>10} exits {each:>8} ticks each", name(most as u64))?;
         }
     }
@@ -206,14 +222,15 @@ mod tests {
         let mut trace = Trace::new(3);
         for number in 0..KEPT as u64 + 5 {
             trace.left(Kind::Halt, 0x1000 + number);
-            trace.handled(Kind::Halt, 7);
+            trace.handled(Kind::Halt, || 7);
         }
         let mut text = String::new();
         last_exits(&mut text).expect("a String takes anything");
         let mine: alloc::vec::Vec<&str> = text.lines().filter(|line| line.starts_with("processor 3 ")).collect();
         assert_eq!(mine.len(), KEPT);
         assert_eq!(mine[0], "processor 3 exit 5: HLT at 0x1005");
-        assert_eq!(trace.count(Kind::Halt), Count { exits: KEPT as u64 + 5, ticks: 7 * (KEPT as u64 + 5) });
+        assert_eq!(trace.count(Kind::Halt), Count { exits: 37, ticks: 3 * 7 }, "exits 0, 16 and 32 are measured");
+        assert_eq!((trace.count(Kind::Halt).ticks_each(), trace.count(Kind::Nmi).ticks_each()), (7, 0));
         assert_eq!(trace.exits(), KEPT as u64 + 5);
     }
 }

@@ -343,7 +343,7 @@ impl Backend for Svm {
     }
 
     #[inline(always)]
-    fn advance_past(&mut self, exit: &Exit, memory: &GuestMemory) {
+    fn advance_past(&mut self, exit: &Exit, _rip: u64, memory: &GuestMemory) {
         if self.capability.nrip_save {
             return self.advance_to(self.vmcb.control.next_rip);
         }

@@ -67,10 +67,10 @@ pub trait Backend: GuestState + VectorState {
     /// report the length of the instruction.
     fn advance(&mut self, memory: &GuestMemory);
 
-    /// Does what [`advance`](Self::advance) does, for a caller that has `exit`, the last one, at hand: where that says
-    /// which instruction it was, it need not be found out again.
+    /// Does what [`advance`](Self::advance) does, for a caller that has the last exit at hand, and `rip`, where the
+    /// guest stood: what these say need not be found out again.
     #[inline(always)]
-    fn advance_past(&mut self, _exit: &Exit, memory: &GuestMemory) {
+    fn advance_past(&mut self, _exit: &Exit, _rip: u64, memory: &GuestMemory) {
         self.advance(memory);
     }
 

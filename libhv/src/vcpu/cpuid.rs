@@ -113,6 +113,8 @@ pub struct Dynamic {
 pub struct CpuidTable {
     amd: bool,
     processors: u32,
+    /// The leaves below 20H that are always the same, a bit each.
+    constant: u32,
     basic: [Leaf; BASIC],
     extended: [Leaf; EXTENDED],
     /// Leaf 7.
@@ -140,6 +142,7 @@ impl CpuidTable {
         let mut table = Self {
             amd,
             processors,
+            constant: 0,
             basic: [[0; 4]; BASIC],
             extended: [[0; 4]; EXTENDED],
             structured: core::array::from_fn(|subleaf| feature::allowed(7, subleaf as u32, raw(7, subleaf as u32))),
@@ -166,7 +169,9 @@ impl CpuidTable {
     fn fill_basic(&mut self, raw: &impl Fn(u32, u32) -> Leaf, settings: &Settings, vendor: [u32; 3], max: u32) {
         // Leaf 15H is worth the empty leaves before it; AMD's processors do not have it.
         let least = if self.amd { 0xD } else { 0x16 };
-        self.basic[0] = [max.clamp(least, BASIC as u32 - 1), vendor[0], vendor[1], vendor[2]];
+        let last = max.clamp(least, BASIC as u32 - 1);
+        self.basic[0] = [last, vendor[0], vendor[1], vendor[2]];
+        self.constant = !VARYING & u32::MAX >> (31 - last);
         let [signature, details, ..] = raw(1, 0);
         let [_, _, ecx, edx] = feature::allowed(1, 0, raw(1, 0));
         // EBX: processors (a power of two) and bytes in a cache line; brand and APIC identifier come from elsewhere.
@@ -270,8 +275,7 @@ impl CpuidTable {
     /// [`lookup`](Self::lookup) answers.
     #[inline]
     pub fn constant(&self, leaf: u32) -> Option<&Leaf> {
-        let same = leaf <= self.basic[0][0] && VARYING.checked_shr(leaf).is_some_and(|varying| varying & 1 == 0);
-        self.basic.get(leaf as usize).filter(|_| same)
+        self.basic.get(leaf as usize).filter(|_| self.constant >> leaf & 1 != 0)
     }
 
     #[inline(never)]

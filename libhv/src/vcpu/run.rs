@@ -30,18 +30,26 @@ impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
     fn handle(self, exit: Exit) -> bool {
         let Self { vcpu, world, end } = self;
         let (kind, left_at) = (Kind::from(&exit), world.host.now());
-        vcpu.trace.left(kind, vcpu.backend.rip());
+        let rip = vcpu.backend.rip();
+        vcpu.trace.left(kind, rip);
         if left_at >= vcpu.due {
             vcpu.pass_time(world, left_at);
         }
         let resolution = vcpu.resolve(&exit, world, left_at);
-        if let Some(reason) = vcpu.apply(resolution, &exit, world) {
-            *end = Some(reason);
-            return false;
+        if let Some(reason) = vcpu.apply(resolution, &exit, rip, world) {
+            return ended(end, reason);
         }
-        vcpu.trace.handled(kind, world.host.now().0.wrapping_sub(left_at.0));
+        vcpu.trace.handled(kind, || world.host.now().0.wrapping_sub(left_at.0));
         true
     }
+}
+
+/// Notes how the guest ended: it does not go on.
+#[cold]
+#[inline(never)]
+fn ended(end: &mut Option<StopReason>, reason: StopReason) -> bool {
+    *end = Some(reason);
+    false
 }
 
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
@@ -65,9 +73,20 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
 
     /// Carries out what was decided; returns how the guest ended, if it did.
     #[inline(always)]
-    fn apply<H: Host>(&mut self, resolution: Resolution, exit: &Exit, world: &mut World<'_, H>) -> Option<StopReason> {
+    fn apply<H: Host>(
+        &mut self,
+        resolution: Resolution,
+        exit: &Exit,
+        rip: u64,
+        world: &mut World<'_, H>,
+    ) -> Option<StopReason> {
         match resolution {
-            Resolution::Complete => self.backend.advance_past(exit, world.memory),
+            Resolution::Complete => {
+                self.backend.advance_past(exit, rip, world.memory);
+                if exit.is_instruction() {
+                    return None;
+                }
+            }
             Resolution::Retry => {}
             Resolution::Inject(event) => return self.raise(event),
             Resolution::Stop(reason) => return Some(reason),

@@ -104,9 +104,15 @@ impl Backend for Vmx {
     }
 
     #[inline]
-    fn advance(&mut self, _memory: &GuestMemory) {
+    fn advance(&mut self, memory: &GuestMemory) {
+        let rip = self.vmcs.read(field::GUEST_RIP);
+        self.advance_past(&Exit::Relax, rip, memory);
+    }
+
+    #[inline(always)]
+    fn advance_past(&mut self, _exit: &Exit, rip: u64, _memory: &GuestMemory) {
         let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
-        let next = self.vmcs.read(field::GUEST_RIP).wrapping_add(length.into());
+        let next = rip.wrapping_add(length.into());
         let next = if (next as u32) < length { self.past_4_gib(next) } else { next };
         self.advance_to(next);
     }

@@ -83,6 +83,8 @@ pub trait NestedEntry: Copy + 'static {
     fn target(self) -> PhysAddr;
     /// Returns what a present leaf allows.
     fn access(self) -> Access;
+    /// Returns how a present leaf has its page cached.
+    fn memory_type(self) -> MemoryType;
 }
 
 /// Says that the processor may remember translations that are no longer true: [`Backend::flush_nested`] must come
@@ -223,19 +225,25 @@ impl<E: NestedEntry> NestedTables<E> {
         access: Access,
     ) -> Result<NestedFlush> {
         let mut flush = NestedFlush { needed: false };
-        let mut address = start.as_u64();
-        let end = address.checked_add(bytes).ok_or(Error::BadRegion(address))?;
+        let (mut address, end) = Self::range(start, bytes)?;
         while address < end {
             let found = self.translate(Gpa::new(address));
             let step = found.map_or(PAGE_SIZE, |page| page.level.bytes() - address % page.level.bytes());
             let step = step.min(end - address);
             if let Some(page) = found {
-                let (start, host) = (Gpa::new(address), page.host);
-                flush.needed |= self.map_to(source, start, host, step, access, MemoryType::WriteBack)?.needed;
+                let start = Gpa::new(address);
+                flush.needed |= self.map_to(source, start, page.host, step, access, page.memory_type)?.needed;
             }
             address += step;
         }
         Ok(flush)
+    }
+
+    /// Returns the first address of a range of pages and the one after it.
+    fn range(start: Gpa, bytes: u64) -> Result<(u64, u64)> {
+        let start = start.as_u64();
+        let end = start.checked_add(bytes).filter(|&end| end <= SPACE && (start | bytes) % PAGE_SIZE == 0);
+        end.map(|end| (start, end)).ok_or(Error::BadRegion(start))
     }
 
     /// Sets leaves over a range: `leaf(offset, level)` returns the entry for a page of that level at `offset` from the
@@ -313,7 +321,7 @@ impl<E: NestedEntry> NestedTables<E> {
         let smaller = level.smaller().unwrap_or(Level::Size4K);
         for number in 0..512 {
             let frame = PhysAddr::new_truncate(leaf.target().as_u64() + number * smaller.bytes());
-            let entry = E::leaf(frame, leaf.access(), smaller, MemoryType::WriteBack);
+            let entry = E::leaf(frame, leaf.access(), smaller, leaf.memory_type());
             self.set_entry(table, number as usize, entry);
         }
         Ok(table)
@@ -351,7 +359,7 @@ impl<E: NestedEntry> NestedTables<E> {
             match here {
                 Some(level) if entry.is_leaf(level) => {
                     let host = PhysAddr::new_truncate(entry.target().as_u64() + address % level.bytes());
-                    return Some(Translation { host, access: entry.access(), level });
+                    return Some(Translation { host, access: entry.access(), memory_type: entry.memory_type(), level });
                 }
                 Some(Level::Size4K) => return None,
                 _ => {
@@ -370,6 +378,8 @@ pub struct Translation {
     pub host: PhysAddr,
     /// What the guest may do there.
     pub access: Access,
+    /// How the processor caches it.
+    pub memory_type: MemoryType,
     /// The size of the page.
     pub level: Level,
 }

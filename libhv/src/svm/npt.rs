@@ -48,6 +48,9 @@ impl NestedEntry for NptEntry {
             execute: !flags.contains(PageTableFlags::NO_EXECUTE),
         }
     }
+    fn memory_type(self) -> MemoryType {
+        if self.flags().contains(PageTableFlags::NO_CACHE) { MemoryType::Uncached } else { MemoryType::WriteBack }
+    }
 }
 
 impl NptEntry {
@@ -67,5 +70,8 @@ mod tests {
         assert_eq!(leaf(Access::READ_EXECUTE, Level::Size2M, MemoryType::WriteBack), 0x4000_0085);
         assert_eq!(leaf(Access::READ, Level::Size1G, MemoryType::Uncached), 1 << 63 | 0x4000_009D);
         assert_eq!(NptEntry::table(PhysAddr::new(0x7000)).bits(), 0x7007);
+        let types =
+            [0x4000_0007, 0x4000_0085, 1 << 63 | 0x4000_009D].map(|bits| NptEntry::from_bits(bits).memory_type());
+        assert_eq!(types, [MemoryType::WriteBack, MemoryType::WriteBack, MemoryType::Uncached]);
     }
 }

@@ -63,6 +63,9 @@ impl NestedEntry for EptEntry {
     fn access(self) -> Access {
         Access { read: self.0.get_bit(0), write: self.0.get_bit(1), execute: self.0.get_bit(2) }
     }
+    fn memory_type(self) -> MemoryType {
+        if self.0 & WRITE_BACK == WRITE_BACK { MemoryType::WriteBack } else { MemoryType::Uncached }
+    }
 }
 
 /// Returns the extended-page-table pointer for four levels under the table at `root`, kept in write-back memory,
@@ -94,7 +97,7 @@ mod tests {
             if read {
                 prop_assert_eq!(bits & ADDRESS, frame.as_u64());
                 prop_assert_eq!(entry.target(), frame);
-                prop_assert_eq!(entry.access(), access);
+                prop_assert_eq!((entry.access(), entry.memory_type()), (access, memory_type));
                 prop_assert_eq!(bits >> 7 & 1 == 1, size > 0);
                 prop_assert!(entry.is_leaf(level));
                 prop_assert_eq!(bits >> 3 & 7 == 6, cached);

@@ -5,7 +5,7 @@ use crate::memory::frame::HeapFrames;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-/// A format of the tests' own: present 0, write 1, execute 2, leaf 3.
+/// A format of the tests' own: present 0, write 1, execute 2, leaf 3, uncached 4.
 #[derive(Clone, Copy)]
 struct Plain(u64);
 
@@ -16,8 +16,9 @@ impl NestedEntry for Plain {
     fn bits(self) -> u64 {
         self.0
     }
-    fn leaf(frame: PhysAddr, access: Access, _: Level, _: MemoryType) -> Self {
-        Self(frame.as_u64() | u64::from(access.write) << 1 | u64::from(access.execute) << 2 | 9)
+    fn leaf(frame: PhysAddr, access: Access, _: Level, memory_type: MemoryType) -> Self {
+        let uncached = u64::from(memory_type == MemoryType::Uncached) << 4;
+        Self(frame.as_u64() | u64::from(access.write) << 1 | u64::from(access.execute) << 2 | uncached | 9)
     }
     fn table(frame: PhysAddr) -> Self {
         Self(frame.as_u64() | 1)
@@ -33,6 +34,9 @@ impl NestedEntry for Plain {
     }
     fn access(self) -> Access {
         Access { read: true, write: self.0 & 2 != 0, execute: self.0 & 4 != 0 }
+    }
+    fn memory_type(self) -> MemoryType {
+        if self.0 & 16 != 0 { MemoryType::Uncached } else { MemoryType::WriteBack }
     }
 }
 
@@ -121,5 +125,22 @@ fn crooked_ranges_are_refused() {
     let mut tables = NestedTables::<Plain>::new(&mut source, Level::Size1G).expect("heap");
     for (start, bytes) in [(1, 4096), (0, 100), (SPACE, 4096), (u64::MAX - 4095, 8192)] {
         assert_eq!(tables.unmap(&mut source, Gpa::new(start), bytes), Err(Error::BadRegion(start)));
+        let protected = tables.protect(&mut source, Gpa::new(start), bytes, Access::READ);
+        assert_eq!(protected, Err(Error::BadRegion(start)));
+    }
+}
+
+#[test]
+fn protecting_part_of_a_device_leaves_all_of_it_uncached() {
+    let mut source = HeapFrames;
+    let mut tables = NestedTables::<Plain>::new(&mut source, Level::Size2M).expect("heap");
+    let device = GuestFrames::for_tests(PhysAddr::new(0), Level::Size2M.bytes());
+    let mapped = tables.map(&mut source, Gpa::new(0), device, Access::ALL, MemoryType::Uncached);
+    assert_eq!(mapped, Ok(NestedFlush { needed: false }));
+    let protected = tables.protect(&mut source, Gpa::new(0x1000), 0x1000, Access::READ);
+    assert_eq!(protected, Ok(NestedFlush { needed: true }));
+    for (page, write) in [(0, true), (0x1000, false), (0x1F_F000, true)] {
+        let found = tables.translate(Gpa::new(page)).expect("mapped");
+        assert_eq!((found.access.write, found.memory_type), (write, MemoryType::Uncached), "{page:#x}");
     }
 }

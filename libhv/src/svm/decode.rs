@@ -163,6 +163,8 @@ mod tests {
             page_walk: false,
         };
         assert_eq!(exit(0x400, 1 << 32 | 6, 0xFEC0_0000), Exit::NestedPageFault(fault));
+        let fetch = NestedPageFault { write: false, fetch: true, ..fault };
+        assert_eq!(exit(0x400, 1 << 32 | 0x14, 0xFEC0_0000), Exit::NestedPageFault(fetch));
         let walk = NestedPageFault { present: true, page_walk: true, ..fault };
         assert_eq!(exit(0x400, 1 << 33 | 7, 0xFEC0_0000), Exit::NestedPageFault(walk));
         assert_eq!(exit(0x4D, 0x18, 0), Exit::Exception { vector: 13, error_code: Some(0x18) });

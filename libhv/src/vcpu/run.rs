@@ -149,7 +149,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             }
             _ => {}
         }
-        if world.chipset.nmi_pending(self.index) && self.deferred.is_none() && self.backend.accepts_nmi() {
+        if world.chipset.nmi_pending(self.index) && self.backend.accepts_nmi() {
             world.chipset.take_nmi(self.index);
             self.backend.inject(Event::Nmi);
         }

@@ -99,12 +99,31 @@ fn an_interrupt_that_a_fault_overtook_wakes_the_fault_s_handler_from_hlt() {
         program.handler(13).ops(&[Op::Sti, Op::Hlt]).out(DEBUG_EXIT, Width::Byte, 9);
         let ran = run(&program, Setting { faults_at_stack: true, budget: 1000, ..Setting::new(vendor) });
         assert_eq!(ran.reason, StopReason::DebugExit(9));
-        let delivered = ran.journal.iter().filter_map(|record| match record {
-            Record::Delivered(event, _) => Some(*event),
-            _ => None,
-        });
-        assert_eq!(delivered.collect::<Vec<_>>(), [Event::GENERAL_PROTECTION, Event::Interrupt(0x41)]);
+        assert_eq!(delivered(&ran), [Event::GENERAL_PROTECTION, Event::Interrupt(0x41)]);
     }
+}
+
+#[test]
+fn an_nmi_does_not_wait_for_an_interrupt_that_a_fault_overtook() {
+    for vendor in VENDORS {
+        let mut program = Mode::X2Apic.prologue();
+        program.ops(&[Op::Sti]).wrmsr(0x83F, 0x41).ops(&[Op::Nop]);
+        Mode::X2Apic.epilogue(&mut program);
+        program.handler(13);
+        Mode::X2Apic.nmi(&mut program);
+        program.ops(&[Op::Nop; 5]).out(DEBUG_EXIT, Width::Byte, 9);
+        let ran = run(&program, Setting { faults_at_stack: true, budget: 1000, ..Setting::new(vendor) });
+        assert_eq!(ran.reason, StopReason::DebugExit(9));
+        assert_eq!(delivered(&ran), [Event::GENERAL_PROTECTION, Event::Nmi]);
+    }
+}
+
+fn delivered(ran: &Ran) -> Vec<Event> {
+    let event = |record: &Record| match record {
+        Record::Delivered(event, _) => Some(*event),
+        _ => None,
+    };
+    ran.journal.iter().filter_map(event).collect()
 }
 
 /// A guest of random blocks that uses only what the oracle knows.

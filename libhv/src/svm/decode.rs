@@ -130,7 +130,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn exit(code: u64, info1: u64, info2: u64) -> Exit {
-        let operands = Operands { rax: 0x1_0000_0007, rcx: 0xC000_0080, rdx: 5, decode_assists: true };
+        let operands = Operands { rax: 0x1_0000_0007, rcx: 0xC000_0080, rdx: 6, decode_assists: true };
         decode(&RawExit { code, info1, info2, rip: 0 }, operands)
     }
 
@@ -149,7 +149,7 @@ mod tests {
     fn exits_mean_what_the_manual_says() {
         assert_eq!(exit(0x72, 0, 0), Exit::Cpuid { leaf: 7, subleaf: 0xC000_0080 });
         assert_eq!(exit(0x7C, 0, 0), Exit::Rdmsr(Msr(0xC000_0080)));
-        assert_eq!(exit(0x7C, 1, 0), Exit::Wrmsr(Msr(0xC000_0080), 0x5_0000_0007));
+        assert_eq!(exit(0x7C, 1, 0), Exit::Wrmsr(Msr(0xC000_0080), 0x6_0000_0007));
         let out = PortIo { port: 0x3F8, width: Width::Byte, input: false, string: false };
         assert_eq!(exit(0x7B, 0x03F8_0010, 0), Exit::PortIo(out));
         let ins = PortIo { port: 0x1F0, width: Width::Word, input: true, string: true };

@@ -67,6 +67,21 @@ mod tests {
         }
     }
 
+    /// Table 6-4: the vectors of each class; all others are benign.
+    #[test]
+    fn every_vector_is_of_the_class_the_table_gives_it() {
+        let expected = |first: u8, second: u8| match (first, second) {
+            (8, 0 | 10 | 11 | 12 | 13 | 14 | 20 | 21) => Combined::Shutdown,
+            (0 | 10 | 11 | 12 | 13 | 21, 0 | 10 | 11 | 12 | 13 | 21) => Combined::DoubleFault,
+            (14 | 20, 0 | 10 | 11 | 12 | 13 | 14 | 20 | 21) => Combined::DoubleFault,
+            _ => Combined::Second,
+        };
+        for (first, second) in (0..32).flat_map(|first| (0..32).map(move |second| (first, second))) {
+            let found = combine(exception(first), exception(second));
+            assert_eq!(found, expected(first, second), "{first} then {second}");
+        }
+    }
+
     #[test]
     fn an_interrupt_is_not_lost_to_a_fault_on_its_way() {
         assert_eq!(combine(Event::Interrupt(0x20), exception(14)), Combined::SecondThenFirst);

@@ -242,7 +242,7 @@ impl<E: NestedEntry> NestedTables<E> {
     /// Returns the first address of a range of pages and the one after it.
     fn range(start: Gpa, bytes: u64) -> Result<(u64, u64)> {
         let start = start.as_u64();
-        let end = start.checked_add(bytes).filter(|&end| end <= SPACE && (start | bytes) % PAGE_SIZE == 0);
+        let end = start.checked_add(bytes).filter(|&end| end <= SPACE && (start | bytes).is_multiple_of(PAGE_SIZE));
         end.map(|end| (start, end)).ok_or(Error::BadRegion(start))
     }
 

@@ -221,7 +221,8 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             if takes_interrupt && interrupt || takes_nmi && nmi || self.backend.injected().is_some() {
                 return Resolution::Retry;
             }
-            if !takes_interrupt && !(takes_nmi && world.chipset.nmi_possible(self.index)) {
+            let may_wake = takes_interrupt || takes_nmi && world.chipset.nmi_possible(self.index);
+            if !may_wake {
                 return Resolution::Stop(StopReason::Halted);
             }
             world.host.arm(world.chipset.next_deadline());

@@ -8,6 +8,7 @@ mod execute;
 mod flags;
 pub mod length;
 mod machine;
+mod opcodes;
 mod operation;
 pub mod segment;
 pub mod translate;

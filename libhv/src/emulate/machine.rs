@@ -78,7 +78,6 @@ pub(super) fn sign_extend(value: u64, width: Width) -> u64 {
 
 impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     /// Returns the guest's paging.
-    #[inline]
     pub(super) fn paging(&mut self) -> Paging {
         let (cpu, features) = (&*self.cpu, self.features);
         *self.paging.get_or_insert_with(|| Paging::of(cpu, features))
@@ -113,7 +112,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     }
 
     /// Reads an operand; of a register or memory as much as it is wide, of an immediate all 64 bits.
-    #[inline]
     pub(super) fn read(&mut self, instruction: &Decoded, operand: Operand) -> Result<u64, Stop> {
         match operand {
             Operand::Register { number, width, high: false } => Ok(self.register(number, width)),
@@ -129,7 +127,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     }
 
     /// Writes an operand.
-    #[inline]
     pub(super) fn write(&mut self, instruction: &Decoded, operand: Operand, value: u64) -> Result<(), Stop> {
         match operand {
             Operand::Register { number, width, high: false } => self.set_register(number, width, value),
@@ -171,6 +168,12 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
         locked: bool,
         mut change: impl FnMut(u64) -> u64,
     ) -> Result<(), Stop> {
+        self.modify_memory(span, locked, &mut change)
+    }
+
+    /// [`modify_span`](Self::modify_span), once for all changes.
+    #[inline(never)]
+    fn modify_memory(&mut self, span: Span, locked: bool, change: &mut dyn FnMut(u64) -> u64) -> Result<(), Stop> {
         let mut old = self.load(span)?;
         if !locked || !self.memory.contains(span.first, 1) {
             return self.store(span, change(old));
@@ -201,7 +204,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     }
 
     /// Translates the instruction's memory operand.
-    #[inline]
     pub(super) fn operand(&mut self, instruction: &Decoded, write: bool) -> Result<Span, Stop> {
         let MemoryOperand { segment, bytes, .. } = instruction.memory;
         let offset = self.effective_address(&instruction.memory, instruction.address);
@@ -216,7 +218,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
 
     /// Translates `bytes` bytes (1 to 32) at an offset in a segment; for a write where `write` is set, which a read
     /// before it may use as well.
-    #[inline]
     pub(super) fn span(
         &mut self,
         segment: SegmentRegister,
@@ -232,6 +233,7 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
 
     /// Translates the instruction's memory operand; #GP(0) where its linear address is not a multiple of `alignment`
     /// (a power of two).
+    #[inline(never)]
     pub(super) fn operand_aligned(&mut self, instruction: &Decoded, alignment: u64, write: bool) -> Result<Span, Stop> {
         let MemoryOperand { segment, bytes, .. } = instruction.memory;
         let offset = self.effective_address(&instruction.memory, instruction.address);
@@ -267,7 +269,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     }
 
     /// Translates `bytes` bytes at a linear address.
-    #[inline]
     fn pages(&mut self, address: Gva, bytes: usize, write: bool) -> Result<Span, Stop> {
         let paging = self.paging();
         let access = if write { Access::WRITE } else { Access::READ };
@@ -302,7 +303,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     }
 
     /// Reads a number from memory or from the bus.
-    #[inline]
     pub(super) fn load(&mut self, span: Span) -> Result<u64, Stop> {
         match Width::from_bytes(span.bytes) {
             Some(width) if span.here == span.bytes => Ok(match self.memory.read_number(span.first, width) {
@@ -318,7 +318,6 @@ impl<C: GuestState + VectorState + ?Sized, B: Bus> Machine<'_, C, B> {
     }
 
     /// Writes a number to memory or to the bus.
-    #[inline]
     pub(super) fn store(&mut self, span: Span, value: u64) -> Result<(), Stop> {
         match Width::from_bytes(span.bytes) {
             Some(width) if span.here == span.bytes => {

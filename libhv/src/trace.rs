@@ -133,7 +133,7 @@ impl Trace {
     #[inline(always)]
     pub(crate) fn handled(&mut self, kind: Kind, ticks: impl FnOnce() -> u64) {
         let count = &mut self.counts[kind as usize];
-        if count.exits % MEASURED == 0 {
+        if count.exits.is_multiple_of(MEASURED) {
             count.ticks += ticks();
         }
         count.exits += 1;

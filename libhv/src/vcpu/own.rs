@@ -3,6 +3,7 @@
 use super::cpuid::Dynamic;
 use super::msr::{MsrContext, MsrRead, MsrWrite, index};
 use super::{Appliance, Backend, Vcpu, World, xsetbv};
+use crate::devices::lapic::LocalApic;
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
 use crate::registers::{CR4_OSXSAVE, ControlRegister, Gpr};
@@ -60,15 +61,19 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
 
     #[inline(always)]
     pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Resolution {
-        let answer = match self.msrs.read(msr, || context(&self.backend, now)) {
-            MsrRead::Value(value) => Some(value),
-            MsrRead::Switched => self.backend.switched_msr(msr),
-            MsrRead::LocalApic => match world.chipset.read_msr(self.index, msr, now) {
+        // The local APIC's are the most frequent by far, and found without the list.
+        let answer = if LocalApic::owns(msr) {
+            match world.chipset.read_msr(self.index, msr, now) {
                 Some(Ok(deadline)) if msr.0 == index::TSC_DEADLINE => Some(self.guest_deadline(deadline)),
                 Some(Ok(value)) => Some(value),
                 _ => None,
-            },
-            MsrRead::Fault => None,
+            }
+        } else {
+            match self.msrs.read(msr, || context(&self.backend, now)) {
+                MsrRead::Value(value) => Some(value),
+                MsrRead::Switched => self.backend.switched_msr(msr),
+                MsrRead::LocalApic | MsrRead::Fault => None,
+            }
         };
         let Some(value) = answer else { return Resolution::Inject(Event::GENERAL_PROTECTION) };
         self.backend.set_edx_eax(value);
@@ -83,6 +88,9 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         world: &mut World<'_, H>,
         now: Tsc,
     ) -> Resolution {
+        if LocalApic::owns(msr) {
+            return self.write_apic_msr(msr, value, world, now);
+        }
         let done = match self.msrs.write(msr, value, || context(&self.backend, now)) {
             MsrWrite::Done => true,
             MsrWrite::Switched(value) => self.backend.set_switched_msr(msr, value),
@@ -94,17 +102,19 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
                 self.backend.set_tsc_offset(offset);
                 true
             }
-            MsrWrite::LocalApic => {
-                let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value, now) } else { value };
-                let written = world.chipset.write_msr(self.index, msr, value, now);
-                if !matches!(written, Some(Ok(()))) {
-                    return Resolution::Inject(Event::GENERAL_PROTECTION);
-                }
-                return self.after_devices(world, Resolution::Complete);
-            }
-            MsrWrite::Fault => false,
+            MsrWrite::LocalApic | MsrWrite::Fault => false,
         };
         if done { Resolution::Complete } else { Resolution::Inject(Event::GENERAL_PROTECTION) }
+    }
+
+    #[inline(always)]
+    fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value, now) } else { value };
+        let written = world.chipset.write_msr(self.index, msr, value, now);
+        if !matches!(written, Some(Ok(()))) {
+            return Resolution::Inject(Event::GENERAL_PROTECTION);
+        }
+        self.after_devices(world, Resolution::Complete)
     }
 
     /// IA32_TSC_DEADLINE counts by the guest's clock, the devices by the host's; 0 is no deadline by both.

@@ -44,12 +44,16 @@ impl VectorSet {
 
     #[inline]
     fn find_highest(&self) -> u8 {
-        self.words
-            .iter()
-            .enumerate()
-            .rev()
-            .find(|(_, word)| **word != 0)
-            .map_or(0, |(index, word)| (index * 64) as u8 + 63 - word.leading_zeros() as u8)
+        let [low, second, third, high] = self.words;
+        // Written out: a loop over four words costs more than what it does.
+        let (base, word) = match (high, third, second) {
+            (1.., ..) => (192, high),
+            (_, 1.., _) => (128, third),
+            (_, _, 1..) => (64, second),
+            _ => (0, low),
+        };
+        // Without a member the lowest bit stands for none: vector 0 never is one.
+        base + (word | 1).ilog2() as u8
     }
 }
 

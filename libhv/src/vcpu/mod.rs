@@ -16,7 +16,7 @@ pub use own::UNKNOWN_HYPERCALL;
 
 use crate::devices::Chipset;
 use crate::emulate::{Emulator, PagingFeatures};
-use crate::exit::{Event, Exit, Resolution};
+use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::memory::GuestMemory;
 use crate::registers::{EntryState, GuestState};
 use crate::time::Tsc;
@@ -83,7 +83,9 @@ pub struct Vcpu<B, A = ()> {
     trace: Trace,
     /// An event whose delivery was interrupted, and that something more urgent overtook.
     deferred: Option<Event>,
-    /// Something may be waiting to be injected.
+    /// How the guest has ended.
+    end: Option<StopReason>,
+    /// Something may be waiting to be injected, or the guest has ended.
     attention: bool,
     watches_interrupts: bool,
     watches_nmi: bool,
@@ -128,6 +130,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             emulator: Emulator::new(features),
             trace: Trace::new(index),
             deferred: None,
+            end: None,
             attention: true,
             watches_interrupts: false,
             watches_nmi: false,

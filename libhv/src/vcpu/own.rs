@@ -26,6 +26,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         Resolution::Complete
     }
 
+    #[cold]
     #[inline(never)]
     fn varying_cpuid(&mut self, leaf: u32, subleaf: u32) {
         let (backend, xss, apic_id) = (&self.backend, self.msrs.xss(), self.index as u32);

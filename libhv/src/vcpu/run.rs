@@ -13,13 +13,10 @@ use crate::trace::Kind;
 struct Once<'v, 'w, B, A, H> {
     vcpu: &'v mut Vcpu<B, A>,
     world: &'v mut World<'w, H>,
-    /// How the guest ended, if it did.
-    end: &'v mut Option<StopReason>,
 }
 
 impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
-    /// Whether the guest goes on.
-    type Answer = bool;
+    type Answer = ();
 
     #[inline(always)]
     fn backend(&mut self) -> &mut B {
@@ -27,8 +24,8 @@ impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
     }
 
     #[inline(always)]
-    fn handle(self, exit: Exit) -> bool {
-        let Self { vcpu, world, end } = self;
+    fn handle(self, exit: Exit) {
+        let Self { vcpu, world } = self;
         let (kind, left_at) = (Kind::from(&exit), world.host.now());
         let rip = vcpu.backend.rip();
         vcpu.trace.left(kind, rip);
@@ -37,19 +34,10 @@ impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
         }
         let resolution = vcpu.resolve(&exit, world, left_at);
         if let Some(reason) = vcpu.apply(resolution, &exit, rip, world) {
-            return ended(end, reason);
+            return vcpu.end(reason);
         }
         vcpu.trace.handled(kind, || world.host.now().0.wrapping_sub(left_at.0));
-        true
     }
-}
-
-/// Notes how the guest ended: it does not go on.
-#[cold]
-#[inline(never)]
-fn ended(end: &mut Option<StopReason>, reason: StopReason) -> bool {
-    *end = Some(reason);
-    false
 }
 
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
@@ -58,17 +46,23 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// # Errors
     /// [`Error::VmEntry`] when the processor refuses to enter.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
-        let mut end = None;
         loop {
             if self.attention {
+                if let Some(reason) = self.end.take() {
+                    return Ok(reason);
+                }
                 self.attend(world);
             }
-            let once = Once { vcpu: self, world, end: &mut end };
-            let goes_on = B::enter_for(once).map_err(Error::VmEntry)?;
-            if !goes_on && let Some(reason) = end {
-                return Ok(reason);
-            }
+            B::enter_for(Once { vcpu: self, world }).map_err(Error::VmEntry)?;
         }
+    }
+
+    /// Has the loop end before the next entry, where it looks for what else there is to do.
+    #[cold]
+    #[inline(never)]
+    fn end(&mut self, reason: StopReason) {
+        self.end = Some(reason);
+        self.attention = true;
     }
 
     /// Carries out what was decided; returns how the guest ended, if it did.

@@ -70,26 +70,32 @@ impl Backend for Vmx {
 
     fn enter(&mut self) -> Result<Exit, EntryFailure> {
         let reason = self.leave()?;
-        Ok(decode::decode(reason, self))
+        self.sort(reason)
     }
 
     #[inline(always)]
     fn enter_for<T: Handler<Self>>(mut handler: T) -> Result<T::Answer, EntryFailure> {
+        const CPUID: u32 = ExitReason::CPUID.0 as u32;
+        const RDMSR: u32 = ExitReason::RDMSR.0 as u32;
+        const WRMSR: u32 = ExitReason::WRMSR.0 as u32;
+        const VMCALL: u32 = ExitReason::VMCALL.0 as u32;
+        const EPT_VIOLATION: u32 = ExitReason::EPT_VIOLATION.0 as u32;
+        const IO: u32 = ExitReason::IO.0 as u32;
         let reason = handler.backend().leave()?;
         // With a constant for the reason each place decodes and handles its own kind alone.
         macro_rules! each {
             ($($known:ident)*) => {
-                match ExitReason(reason as u16) {
-                    $(ExitReason::$known => {
-                        let exit = decode::decode(ExitReason::$known.0.into(), handler.backend());
+                match reason {
+                    $($known => {
+                        let exit = decode::decode($known, handler.backend());
                         handler.handle(exit)
                     })*
-                    ExitReason::IO => match decode::decode(ExitReason::IO.0.into(), handler.backend()) {
+                    IO => match decode::decode(IO, handler.backend()) {
                         Exit::PortIo(access) => handler.handle(Exit::PortIo(access)),
                         other => handler.handle(other),
                     },
                     _ => {
-                        let exit = handler.backend().sort(reason);
+                        let exit = handler.backend().sort(reason)?;
                         handler.handle(exit)
                     }
                 }
@@ -263,14 +269,13 @@ impl Vmx {
         if unsafe { entry::resume(&mut self.registers) }.is_err() {
             self.launch()?;
         }
-        let reason = self.reason();
-        if reason & ENTRY_FAILURE != 0 { Err(self.refused()) } else { Ok(reason) }
+        Ok(self.reason())
     }
 
     /// Returns what an exit means.
     #[inline(never)]
-    fn sort(&mut self, reason: u32) -> Exit {
-        decode::decode(reason, self)
+    fn sort(&mut self, reason: u32) -> Result<Exit, EntryFailure> {
+        if reason & ENTRY_FAILURE != 0 { Err(self.refused()) } else { Ok(decode::decode(reason, self)) }
     }
 
     /// Enters for the first time, after VMRESUME has failed.

@@ -114,14 +114,14 @@ impl GuestState for Vmx {
         self.vmcs.write(field::limit(register), segment.limit);
         self.vmcs.write(field::access_rights(register), with_granularity(segment));
     }
-    /// The DPL of SS (SDM Vol. 3C 25.4.1), but 3 in virtual-8086 mode and 0 in real mode.
+    /// The DPL of SS (SDM Vol. 3C 25.4.1), but 3 in virtual-8086 mode, where SS has that (27.3.1.2), and 0 in real mode.
+    #[inline]
     fn cpl(&self) -> u8 {
-        if self.vmcs.read(field::GUEST_CR0) & CR0_PE == 0 {
-            0
-        } else if self.rflags() & RFLAGS_VM != 0 {
-            3
-        } else {
-            SegmentAttributes(self.vmcs.read(field::access_rights(SegmentRegister::Ss))).dpl()
+        match SegmentAttributes(self.vmcs.read(field::access_rights(SegmentRegister::Ss))).dpl() {
+            0 => 0,
+            _ if self.vmcs.read(field::GUEST_CR0) & CR0_PE == 0 => 0,
+            _ if self.rflags() & RFLAGS_VM != 0 => 3,
+            dpl => dpl,
         }
     }
     #[inline]

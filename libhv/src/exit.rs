@@ -37,12 +37,7 @@ impl Width {
     /// Returns the mask of the bits a value of this width has.
     #[inline]
     pub const fn mask(self) -> u64 {
-        match self {
-            Self::Byte => 0xFF,
-            Self::Word => 0xFFFF,
-            Self::Dword => 0xFFFF_FFFF,
-            Self::Qword => u64::MAX,
-        }
+        u64::MAX >> (64 - 8 * self as u32)
     }
     /// Returns the width of `bytes` bytes.
     pub const fn from_bytes(bytes: usize) -> Option<Self> {

@@ -90,6 +90,12 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     #[inline]
     pub(super) fn after_devices<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
         self.backend.set_task_priority(world.chipset.cr8(self.index));
+        self.after_ports(world, otherwise)
+    }
+
+    /// As above for devices at ports, which do not touch the task priority.
+    #[inline]
+    fn after_ports<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
         if world.chipset.take_attention() {
             self.attention = true;
             if let Some(reason) = world.chipset.stop() {
@@ -115,7 +121,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             let value = (rax & width.mask()) as u32;
             world.chipset.port_write(self.index, port, width, value, now);
         }
-        self.after_devices(world, Resolution::Complete)
+        self.after_ports(world, Resolution::Complete)
     }
 
     #[cold]

@@ -48,6 +48,7 @@ impl Chipset {
         self.write_wide(port, width, value, now);
     }
 
+    #[inline]
     fn read_byte(&mut self, port: u16, now: Tsc) -> u8 {
         match port {
             COM1..=COM1_LAST => {
@@ -57,6 +58,12 @@ impl Chipset {
                 }
                 value
             }
+            _ => self.read_other_byte(port, now),
+        }
+    }
+
+    fn read_other_byte(&mut self, port: u16, now: Tsc) -> u8 {
+        match port {
             0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 => {
                 let value = self.pic.read(port);
                 self.follow_pic();

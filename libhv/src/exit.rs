@@ -8,6 +8,28 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Msr(pub u32);
 
+impl Msr {
+    /// Returns the register as one that a guest may own, which the processor switches with it: SYSENTER, STAR, LSTAR,
+    /// CSTAR, SFMASK, the bases of FS and GS, and IA32_TSC_AUX. None of them reaches memory or the host by itself.
+    pub const fn guest_ownable(self) -> Option<GuestOwnedMsr> {
+        match self.0 {
+            0x174..=0x176 | 0xC000_0081..=0xC000_0084 | 0xC000_0100..=0xC000_0103 => Some(GuestOwnedMsr(self)),
+            _ => None,
+        }
+    }
+}
+
+/// A model-specific register that the guest may read and write without leaving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestOwnedMsr(Msr);
+
+impl GuestOwnedMsr {
+    /// Returns which register it is.
+    pub const fn msr(self) -> Msr {
+        self.0
+    }
+}
+
 impl fmt::Debug for Msr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Msr({:#x})", self.0)

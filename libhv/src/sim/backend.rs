@@ -4,7 +4,7 @@ use super::check;
 use super::processor::{Left, Processor, Record, Shadow, Vendor};
 use super::program::Op;
 use crate::error::EntryFailure;
-use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::memory::GuestMemory;
 use crate::registers::{ControlRegister, DescriptorTable, EntryState, GuestState};
 use crate::time::Tsc;
@@ -30,6 +30,13 @@ pub(super) const SWITCHED: [u32; 13] = [
     0xC000_0102,
     0xC000_0103,
 ];
+
+impl Processor {
+    /// Lets the guest reach ports without leaving.
+    pub fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
+        self.passed_ports.push(ports);
+    }
+}
 
 impl Backend for Processor {
     fn load(&mut self, entry: &EntryState) {
@@ -136,8 +143,8 @@ impl Backend for Processor {
         self.tsc_offset = offset;
     }
 
-    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool) {
-        self.passed_msrs.insert(msr.0, (read, write));
+    fn pass_msr(&mut self, msr: GuestOwnedMsr, read: bool, write: bool) {
+        self.passed_msrs.insert(msr.msr().0, (read, write));
     }
 
     fn switched_msr(&self, msr: Msr) -> Option<u64> {
@@ -151,10 +158,6 @@ impl Backend for Processor {
         let canonical = (value as i64) << 16 >> 16 == value as i64;
         assert!(!is_address || canonical, "{msr:?} holds an address that is not canonical: {value:#x}");
         self.switched.get_mut(&msr.0).map(|held| *held = value).is_some()
-    }
-
-    fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
-        self.passed_ports.push(ports);
     }
 
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {

@@ -186,18 +186,18 @@ fn time_passes_by_instructions_and_interrupts_come_at_their_moments() {
 #[test]
 fn passed_registers_do_not_exit() {
     let (_, mut processor, memory) = processor(Vendor::Intel, &[], |program| {
-        program.wrmsr(0x10, 5).rdmsr(0x10).out(0x80, Width::Byte, 1).ops(&[Op::In(Width::Dword)]).out(
+        program.wrmsr(0x174, 5).rdmsr(0x174).out(0x80, Width::Byte, 1).ops(&[Op::In(Width::Dword)]).out(
             0x81,
             Width::Word,
             1,
         );
     });
-    processor.pass_msr(Msr(0x10), true, false);
+    processor.pass_msr(Msr(0x174).guest_ownable().expect("IA32_SYSENTER_CS"), true, false);
     processor.pass_ports(0x80..=0x83);
-    assert_eq!(processor.enter(), Ok(Exit::Wrmsr(Msr(0x10), 5)));
+    assert_eq!(processor.enter(), Ok(Exit::Wrmsr(Msr(0x174), 5)));
     processor.pass_ports(0..=0x7F);
     processor.advance(&memory);
-    assert_eq!(processor.journal().take(), [Record::Wrote(0x10, 5, Tsc(5))]);
+    assert_eq!(processor.journal().take(), [Record::Wrote(0x174, 5, Tsc(5))]);
     assert_eq!(processor.enter(), Ok(Exit::Halt));
 }
 

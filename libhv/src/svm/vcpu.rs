@@ -11,7 +11,7 @@ use super::npt::NptEntry;
 use super::vmcb::*;
 use crate::emulate::{Opcode, control_access, next_instruction};
 use crate::error::{EntryFailure, Error, Result};
-use crate::exit::{ControlAccess, Event, Exit, Msr, RawExit};
+use crate::exit::{ControlAccess, Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::hw::{bare, vector};
 use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions, svm_layout};
@@ -133,6 +133,15 @@ impl Svm {
     /// Returns the nested tables, to change them. What they say of it, `flush_nested` must follow.
     pub fn nested(&mut self) -> &mut NestedTables<NptEntry> {
         &mut self.nested
+    }
+
+    /// Lets the guest reach ports without leaving.
+    ///
+    /// # Safety
+    /// What the ports do is the guest's to do: no device behind them reads or writes memory that is not the guest's, or
+    /// changes what the host relies on.
+    pub unsafe fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
+        self.ports.pass(ports);
     }
 
     /// Returns what SVM can do here.
@@ -427,8 +436,8 @@ impl Backend for Svm {
         self.vmcb.control.tsc_offset = offset;
     }
 
-    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool) {
-        self.msrs.pass(msr.0, read, write);
+    fn pass_msr(&mut self, msr: GuestOwnedMsr, read: bool, write: bool) {
+        self.msrs.pass(msr.msr().0, read, write);
     }
 
     #[inline]
@@ -439,10 +448,6 @@ impl Backend for Svm {
     #[inline]
     fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool {
         msr::write(&mut self.vmcb.save, msr, value, self.has_tsc_aux)
-    }
-
-    fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
-        self.ports.pass(ports);
     }
 
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {

@@ -1,11 +1,10 @@
 //! What a virtualization backend does: enter, tell why the guest left, and carry out what was decided.
 
 use crate::error::EntryFailure;
-use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::memory::GuestMemory;
 use crate::registers::{DescriptorTable, EntryState, GuestState, VectorState};
 use crate::time::Tsc;
-use core::ops::RangeInclusive;
 
 /// Instructions that a backend lets work in the guest, where the host has them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,7 +102,7 @@ pub trait Backend: GuestState + VectorState {
     fn set_tsc_offset(&mut self, offset: u64);
 
     /// Lets the guest read, write or both an MSR without an exit. MSRs no bitmap covers stay intercepted.
-    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool);
+    fn pass_msr(&mut self, msr: GuestOwnedMsr, read: bool, write: bool);
 
     /// Reads an MSR that the processor switches with the guest (FS, GS and kernel GS base, SYSENTER, STAR, LSTAR,
     /// CSTAR, SFMASK, PAT, TSC_AUX, DEBUGCTL); `None` for any other.
@@ -112,9 +111,6 @@ pub trait Backend: GuestState + VectorState {
     /// Writes an MSR that the processor switches with the guest; returns whether it is one. The value is one the
     /// guest may hold: the caller has checked it.
     fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool;
-
-    /// Lets the guest reach ports without an exit.
-    fn pass_ports(&mut self, ports: RangeInclusive<u16>);
 
     /// Returns GDTR and IDTR.
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable);

@@ -2,10 +2,9 @@
 
 use super::*;
 use crate::error::EntryFailure;
-use crate::exit::{Exit, Msr, RawExit};
+use crate::exit::{Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::registers::{DescriptorTable, EntryState, Segment, SegmentAttributes, VectorState};
 use crate::vcpu::Offers;
-use core::ops::RangeInclusive;
 use proptest::prelude::*;
 
 const RULES: ControlRules = ControlRules { cr4: 0x0077_17FF, physical_bits: 39 };
@@ -242,14 +241,13 @@ impl Backend for Recorder {
     fn watch_interrupt_window(&mut self, _on: bool) {}
     fn watch_nmi_window(&mut self, _on: bool) {}
     fn set_tsc_offset(&mut self, _offset: u64) {}
-    fn pass_msr(&mut self, _msr: Msr, _read: bool, _write: bool) {}
+    fn pass_msr(&mut self, _msr: GuestOwnedMsr, _read: bool, _write: bool) {}
     fn switched_msr(&self, _msr: Msr) -> Option<u64> {
         None
     }
     fn set_switched_msr(&mut self, _msr: Msr, _value: u64) -> bool {
         false
     }
-    fn pass_ports(&mut self, _ports: RangeInclusive<u16>) {}
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
         (self.state.gdtr, self.state.idtr)
     }

@@ -7,7 +7,7 @@ use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility, SecondaryControl
 use super::vmcs::Window;
 use super::{Deliveries, Vmx, entry, field, msr, timer};
 use crate::error::EntryFailure;
-use crate::exit::{Event, Exit, Msr, RawExit};
+use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::hw::{bare, vector};
 use crate::memory::GuestMemory;
 use crate::registers::{
@@ -192,8 +192,8 @@ impl Backend for Vmx {
         self.vmcs.write(field::TSC_OFFSET, offset);
     }
 
-    fn pass_msr(&mut self, msr: Msr, read: bool, write: bool) {
-        self.msrs.pass(msr.0, read, write);
+    fn pass_msr(&mut self, msr: GuestOwnedMsr, read: bool, write: bool) {
+        self.msrs.pass(msr.msr().0, read, write);
     }
 
     fn switched_msr(&self, msr: Msr) -> Option<u64> {
@@ -202,10 +202,6 @@ impl Backend for Vmx {
 
     fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool {
         msr::write(&mut self.vmcs, msr, value, self.tsc_aux)
-    }
-
-    fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
-        self.ports.pass(ports);
     }
 
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
@@ -259,6 +255,15 @@ impl Backend for Vmx {
 }
 
 impl Vmx {
+    /// Lets the guest reach ports without leaving.
+    ///
+    /// # Safety
+    /// What the ports do is the guest's to do: no device behind them reads or writes memory that is not the guest's, or
+    /// changes what the host relies on.
+    pub unsafe fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
+        self.ports.pass(ports);
+    }
+
     /// Runs the guest until it leaves, and returns the exit reason.
     #[inline(always)]
     fn leave(&mut self) -> Result<u32, EntryFailure> {

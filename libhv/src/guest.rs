@@ -113,7 +113,7 @@ impl fmt::Debug for Guest<'_> {
 /// 1 MiB, in 64-bit mode).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ImageOptions<'a> {
-    /// Bytes of memory for the guest, where the words before `--` say so.
+    /// Bytes of memory for the guest, where the words before `--` say so; the last of them counts.
     pub memory_bytes: Option<u64>,
     /// The kind of image, where it is flat code.
     pub kind: Option<Kind>,
@@ -128,7 +128,7 @@ impl<'a> ImageOptions<'a> {
             Some((own, guest)) if own.is_empty() || own.ends_with(' ') => (own, guest.trim_start()),
             _ => (text, ""),
         };
-        let memory_bytes = own.split_whitespace().find_map(|word| size(word.strip_prefix("memory=")?));
+        let memory_bytes = own.split_whitespace().filter_map(|word| size(word.strip_prefix("memory=")?)).next_back();
         let kind = own.split_whitespace().find_map(|word| match word {
             "flat=real" => Some(Kind::FlatReal { segment: 0, offset: 0x7C00 }),
             "flat=long" => Some(Kind::FlatLong { address: Gpa::new(MIB) }),
@@ -182,6 +182,7 @@ mod tests {
         let none = ImageOptions::parse("a--b memory=1M");
         assert_eq!((none.guest_command_line, none.memory_bytes), ("", Some(MIB)));
         assert_eq!(ImageOptions::parse("-- x").guest_command_line, "x");
+        assert_eq!(ImageOptions::parse("memory=1M memory=2M memory=x").memory_bytes, Some(2 * MIB));
         let flat = ImageOptions::parse("flat=long -- flat=real").kind;
         assert_eq!(flat, Some(Kind::FlatLong { address: Gpa::new(0x10_0000) }));
     }

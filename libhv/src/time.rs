@@ -2,7 +2,7 @@
 
 use core::ops::{Add, Sub};
 
-/// A moment: a value of the guest's time-stamp counter. Deadlines of every device are kept in it, so that comparing
+/// A moment: a value of the host's time-stamp counter. Deadlines of every device are kept in it, so that comparing
 /// one with the clock is one subtraction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Tsc(pub u64);

@@ -2,13 +2,10 @@
 #![expect(unsafe_code, reason = "halts the processor for ever")]
 
 use super::serial;
-use crate::error::Result;
+use crate::error::{PANIC_STATUS, Result};
 use crate::exit::StopReason;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
-
-/// The status of a panic in the last line of the log.
-const PANIC: u8 = 16;
 
 /// Says how it ended, in the last line of the log, and halts for ever.
 pub(crate) fn end(outcome: Result<StopReason>) -> ! {
@@ -34,7 +31,7 @@ fn panic(information: &PanicInfo<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::SeqCst) {
         crate::log!("panic: {information}");
         last_exits();
-        crate::log!("end {PANIC} the hypervisor panicked: {}", information.message());
+        crate::log!("end {PANIC_STATUS} the hypervisor panicked: {}", information.message());
     }
     halt()
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::apt::{Apt, Release};
 use crate::bochs::Bochs;
+use crate::bochs_edits::Additions;
 use crate::install::{self, Need};
 use crate::machine::{Emulator, Machine};
 use crate::say::say;
@@ -46,32 +47,36 @@ pub(crate) fn for_machine(machine: &Machine) -> Result<Option<Bochs>> {
         return Ok(None);
     }
     let program = program().or_else(|failure| {
-        let debian = command::find("bochs").ok_or(failure)?;
+        // What is missing on this computer may be had in another way; what is wrong in this repository may not.
+        let debian = command::find("bochs").filter(|_| failure.status == MISSING).ok_or(failure)?;
         say(format_args!("Bochs could not be built; {} is used, which has fewer features", debian.display()));
         Ok::<_, Failure>(debian)
     })?;
     Ok(Some(Bochs { program, bios: BIOS.into(), vga_bios: VGA_BIOS.into() }))
 }
 
-/// The name of the cache entry.
-fn entry() -> String {
-    format!("bochs-{}", place::key(OPTIONS.iter().copied()))
+/// The name of the cache entry: another one when an option, a file of ours or an edit changes.
+fn entry(additions: &Additions) -> String {
+    format!("bochs-{}", place::key(OPTIONS.iter().copied().chain(additions.texts())))
 }
 
 /// Whether the build is in the cache.
 pub(crate) fn is_built() -> bool {
-    place::cache().is_ok_and(|cache| cache.join(entry()).join("bochs").is_file())
+    let built = |additions| Some(place::cache().ok()?.join(entry(&additions)).join("bochs").is_file());
+    Additions::read().ok().and_then(built).unwrap_or(false)
 }
 
 /// The program, built when the cache lacks it.
 pub(crate) fn program() -> Result<PathBuf> {
-    Ok(place::cached(&entry(), build)?.join("bochs"))
+    let additions = Additions::read()?;
+    Ok(place::cached(&entry(&additions), |folder| build(folder, &additions))?.join("bochs"))
 }
 
-fn build(folder: &Path) -> Result<()> {
+fn build(folder: &Path, additions: &Additions) -> Result<()> {
     install::ensure(&[Need::BochsBuild])?;
     let work = tempfile::tempdir().doing("making a folder for the build of Bochs")?;
     let source = source(work.path())?;
+    additions.apply(&source)?;
     say("building Bochs: configuring (1 of 2)");
     command::output(Command::new("./configure").args(OPTIONS).current_dir(&source), MISSING)?;
     let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());

@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod bochs;
 mod bochs_build;
+mod bochs_edits;
 mod build;
 mod check;
 mod cli;

@@ -19,6 +19,7 @@ pub mod hw;
 pub mod hypervisor;
 pub mod loader;
 pub mod memory;
+pub mod pmu;
 pub mod registers;
 pub mod sim;
 pub mod svm;

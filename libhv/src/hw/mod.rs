@@ -2,6 +2,8 @@
 
 pub mod bare;
 pub mod host;
+pub mod pmu;
 pub mod vector;
 
 pub use host::{Console, Host};
+pub use pmu::{GlobalSwitch, PmiHost, PmiRoute, PmuHardware};

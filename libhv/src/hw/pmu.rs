@@ -1,0 +1,80 @@
+//! The seam to a PMU: what the pillar asks of a backend, for the registers and the switch at entry and exit, and of a
+//! host, for the interrupt. `BareMetal`'s side is in `vmx`, `svm` and `platform`; `sim` has its own.
+
+use crate::pmu::registers::{CounterIndex, PmuRegister};
+use crate::pmu::slot::PmuSlot;
+
+/// How a backend switches IA32_PERF_GLOBAL_CTRL between guest and host (requirement A17).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GlobalSwitch {
+    /// VM entry loads the guest's value, VM exit saves it and loads the host's: no instruction of either runs with the
+    /// other's.
+    Hardware,
+    /// Nothing is switched: the selectors say that they count the guest alone (AMD's GuestOnly).
+    Selectors,
+    /// Neither: a guest's events would count the host.
+    Missing,
+}
+
+/// The registers of a processor's PMU, and what of them a guest reaches without leaving. All methods are called with
+/// the guest not running, on the processor that it runs on.
+///
+/// Only registers are written that the processor has, as [`PmuCapability`](crate::pmu::PmuCapability) tells it, and only
+/// with bits that exist: another register or bit is a panic by #GP. Whatever is written, the registers reach neither
+/// memory nor anything but the counting, which is why this is safe.
+pub trait PmuHardware {
+    /// Returns how IA32_PERF_GLOBAL_CTRL is switched.
+    fn global_switch(&self) -> GlobalSwitch;
+
+    /// Reads a register (RDMSR).
+    fn read_pmu(&self, register: PmuRegister) -> u64;
+
+    /// Writes a register (WRMSR). IA32_PERF_GLOBAL_CTRL is the processor's own at this moment, that is the host's where
+    /// entry and exit switch it.
+    fn write_pmu(&mut self, register: PmuRegister, value: u64);
+
+    /// Reads a counter (RDPMC), which is faster than its register.
+    fn read_counter(&self, counter: CounterIndex) -> u64;
+
+    /// Has entry and exit switch IA32_PERF_GLOBAL_CTRL from now on, or no longer; `host` is what exits load. Nothing to
+    /// do without [`GlobalSwitch::Hardware`].
+    fn switch_global_control(&mut self, on: bool, host: u64);
+
+    /// Returns what the next entry loads into IA32_PERF_GLOBAL_CTRL, which is what the guest left in it. Without
+    /// [`GlobalSwitch::Hardware`] it is 0.
+    fn guest_global_control(&self) -> u64;
+
+    /// Has the next entry load `value` into IA32_PERF_GLOBAL_CTRL. Nothing to do without [`GlobalSwitch::Hardware`].
+    fn set_guest_global_control(&mut self, value: u64);
+
+    /// Lets the guest execute RDPMC without leaving, or no longer.
+    fn pass_rdpmc(&mut self, pass: bool);
+
+    /// Lets the guest read, write, both or neither of a register without leaving. The register is one that the
+    /// processor has.
+    fn pass_pmu(&mut self, register: PmuRegister, read: bool, write: bool);
+}
+
+/// Where the PMU's interrupt goes (LVTPC).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PmiRoute {
+    /// Nowhere: the entry is masked. An overflow shows in IA32_PERF_GLOBAL_STATUS alone.
+    Masked,
+    /// To a vector that nothing else has, by which a late interrupt is still known as the guest's (A22).
+    Guest,
+    /// To the host as an NMI.
+    Host,
+}
+
+/// What the pillar asks of the logical processor's host beside [`Host`](super::Host).
+pub trait PmiHost {
+    /// Routes the interrupt. Intel's processors mask the entry when they deliver it: the next one comes after the next
+    /// call alone.
+    fn route_pmi(&mut self, route: PmiRoute);
+
+    /// Returns whether the interrupt has come on the guest's route since the last call.
+    fn take_guest_pmi(&mut self) -> bool;
+
+    /// Returns the account of who owns this processor's PMU.
+    fn pmu_slot(&mut self) -> &mut PmuSlot;
+}

@@ -1,0 +1,15 @@
+//! The PMU pillar: the guest owns the performance counters.
+//!
+//! One virtual processor owns a processor's PMU, and its counters and selectors stay there across exits: nothing is
+//! saved or restored but IA32_PERF_GLOBAL_CTRL, which the processor switches with the world. All registers move only
+//! when the owner changes, or when the host itself counts.
+
+pub mod bank;
+pub mod capability;
+pub mod policy;
+pub mod registers;
+pub mod slot;
+
+pub use capability::PmuCapability;
+pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
+pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};

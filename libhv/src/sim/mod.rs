@@ -13,6 +13,7 @@ mod deliver;
 mod execute;
 mod machine;
 mod nested;
+pub mod pmu;
 mod processor;
 mod program;
 mod random;

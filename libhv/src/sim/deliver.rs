@@ -53,6 +53,7 @@ impl Processor {
             }
             // The selector's place in the IDT is the error code; bit 0 tells an event from outside the program.
             let external = u32::from(!matches!(event, Event::Software { .. }));
+            self.doing.retires = false;
             event = match (event, class(event)) {
                 (_, Class::DoubleFault) => return Some(Exit::Shutdown),
                 // #GP is contributory.
@@ -123,11 +124,13 @@ impl Processor {
 
     /// Writes memory that has been translated; nothing lies past its end.
     pub(super) fn write_memory(&mut self, address: u64, width: Width, value: u64) {
+        self.touch(address, width);
         self.memory.write_number(Gpa::new(address), width, value & width.mask()).expect("translated: it is memory");
     }
 
     /// Reads memory that has been translated.
     pub(super) fn read_memory(&self, address: u64, width: Width) -> u64 {
+        self.touch(address, width);
         self.memory.read_number(Gpa::new(address), width).expect("translated: it is memory")
     }
 }

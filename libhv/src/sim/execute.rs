@@ -1,21 +1,26 @@
 //! The interpreter: one instruction at a time, and what comes between two.
 
+use super::counting::{Counting, Doing};
+use super::pmu::{Kind, Pmu};
 use super::processor::{Processor, Record, SPENT, Shadow, Vendor};
 use super::program::Op;
 use crate::address::{Gpa, Gva};
 use crate::exit::{ControlAccess, Event, Exit, Msr, NestedPageFault, PortIo, RawExit, Width};
 use crate::registers::{Gpr, GuestState};
+use core::cell::Cell;
 
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_IF: u64 = 1 << 9;
 /// What POPFD and IRETD can load here: the arithmetic flags, TF, IF, DF, AC, ID.
 const RFLAGS_LOADABLE: u64 = 0x0024_0FD5;
+const RFLAGS_ZF: u64 = 1 << 6;
+const CR4_PCE: u64 = 1 << 8;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const UNDEFINED: Event = Event::Exception { vector: 6, error_code: None };
 
 impl Processor {
     /// Takes what comes between two instructions, in the order of the manual (SDM Vol. 3A 6.9, Vol. 3C 26.2, 26.5):
-    /// traps of the last instruction, the timer, NMI window, the host's interrupts, interrupt window.
+    /// traps of the last instruction, the timer, NMI window, the host's NMIs and interrupts, interrupt window.
     pub(super) fn between(&mut self) -> Option<Exit> {
         if core::mem::take(&mut self.step) {
             return Some(Exit::Exception { vector: 1, error_code: None });
@@ -25,6 +30,9 @@ impl Processor {
         }
         if self.watches_nmi && !self.nmi_blocked && self.shadow == Shadow::None {
             return Some(Exit::NmiWindow);
+        }
+        if self.wires.if_counting(Counting::nmi) == Some(true) {
+            return Some(Exit::Nmi);
         }
         if self.wires.interrupts() {
             let vector = (self.vendor == Vendor::Intel).then(|| self.wires.acknowledge());
@@ -41,10 +49,20 @@ impl Processor {
         }))
     }
 
-    /// Executes one instruction, or returns why it exits.
+    /// Executes one instruction, or returns why it exits; in one cycle, whatever comes of it.
     pub(super) fn step(&mut self) -> Option<Exit> {
         self.executed += 1;
         self.wires.now.set(self.wires.now.get() + 1);
+        let (from, cpl) = (self.rip, self.cpl());
+        (self.doing, self.touched) = (Doing::default(), Cell::default());
+        let exit = self.attempt(cpl);
+        self.doing.retires &= exit.is_none();
+        let (doing, to, touched) = (self.doing, self.rip, self.touched.get());
+        self.wires.if_counting(|counting| counting.executed(cpl, doing, from, to, touched));
+        exit
+    }
+
+    fn attempt(&mut self, cpl: u8) -> Option<Exit> {
         if let Err(refused) = self.nested.check(self.rip, |access| access.execute) {
             return Some(self.fetch_fault(refused.present));
         }
@@ -52,11 +70,16 @@ impl Processor {
         let op = usize::try_from(offset).ok().and_then(|offset| self.ops.get(offset)).copied().flatten();
         let Some((op, length)) = op else { return self.deliver(UNDEFINED) };
         let traced = self.rflags & RFLAGS_TF != 0;
+        // The privilege for RDPMC is checked before its intercept (SDM Vol. 3C 26.1.1, APM Vol. 2 15.7).
+        if op == Op::Rdpmc && cpl > 0 && self.cr4 & CR4_PCE == 0 {
+            return self.deliver(Event::GENERAL_PROTECTION);
+        }
         if let Some(exit) = self.intercepted(op) {
             self.left.instruction = Some((op, length));
             return Some(exit);
         }
         let shadow = core::mem::replace(&mut self.shadow, Shadow::None);
+        self.doing.retires = true;
         let exit = self.execute(op, length);
         if exit.is_some() {
             // Nothing was done: the shadow, if there was one, is still there.
@@ -88,6 +111,7 @@ impl Processor {
         match op {
             Op::Cpuid => Some(Exit::Cpuid { leaf: eax, subleaf: ecx }),
             Op::Rdmsr => (!passed.0).then_some(Exit::Rdmsr(Msr(ecx))),
+            Op::Rdpmc => (!self.passes_rdpmc).then_some(Exit::Rdpmc(ecx)),
             Op::Wrmsr => (!passed.1).then(|| Exit::Wrmsr(Msr(ecx), self.edx_eax())),
             Op::Out(width) => port(width, false),
             Op::In(width) => port(width, true),
@@ -113,11 +137,25 @@ impl Processor {
             }
             Op::Rdmsr => {
                 let msr = self.gpr(Gpr::Rcx) as u32;
+                if let Some(read) = self.of_pmu(msr, |pmu| pmu.read(msr)) {
+                    let Ok(value) = read else { return self.fault(Event::GENERAL_PROTECTION) };
+                    self.set_edx_eax(value);
+                    self.pass(length);
+                    return None;
+                }
                 let value = self.switched.get(&msr).or(self.own_msrs.get(&msr)).copied().unwrap_or(0);
                 self.set_edx_eax(value);
             }
             Op::Wrmsr => {
                 let (msr, value) = (self.gpr(Gpr::Rcx) as u32, self.edx_eax());
+                if let Some(written) = self.of_pmu(msr, |pmu| pmu.write(msr, value)) {
+                    if written.is_err() {
+                        return self.fault(Event::GENERAL_PROTECTION);
+                    }
+                    self.pass(length);
+                    self.records.push(Record::Wrote(msr, value, self.now()));
+                    return None;
+                }
                 let registers = if self.switched.contains_key(&msr) { &mut self.switched } else { &mut self.own_msrs };
                 registers.insert(msr, value);
                 self.records.push(Record::Wrote(msr, value, self.now()));
@@ -203,12 +241,58 @@ impl Processor {
             }
             Op::Iret => return self.iret(),
             Op::Jump(to) => {
+                self.doing.branch = Some((Kind::DirectJump, true));
                 self.rip = to.into();
                 return None;
             }
-            Op::Int3 => return self.deliver(Event::Software { vector: 3, length, exception: true }),
-            Op::Int(vector) => return self.deliver(Event::Software { vector, length, exception: false }),
-            Op::Ud2 | Op::Xsetbv => return self.deliver(UNDEFINED),
+            Op::JumpNotZero(to) => {
+                let taken = self.rflags & RFLAGS_ZF == 0;
+                self.doing.branch = Some((Kind::Conditional, taken));
+                if taken {
+                    self.rip = to.into();
+                    return None;
+                }
+            }
+            Op::Call(to) => {
+                let top = (self.gpr(Gpr::Rsp) as u32).wrapping_sub(4);
+                if let Err(exit) = self.span(top, Width::Dword, true) {
+                    return Some(exit);
+                }
+                let resume = self.rip.wrapping_add(length.into());
+                self.write_memory(top.into(), Width::Dword, resume);
+                self.set_gpr(Gpr::Rsp, top.into());
+                self.doing.branch = Some((Kind::DirectCall, true));
+                self.rip = to.into();
+                return None;
+            }
+            Op::Return => {
+                let top = self.gpr(Gpr::Rsp) as u32;
+                if let Err(exit) = self.span(top, Width::Dword, false) {
+                    return Some(exit);
+                }
+                self.rip = self.read_memory(top.into(), Width::Dword);
+                self.set_gpr(Gpr::Rsp, top.wrapping_add(4).into());
+                self.doing.branch = Some((Kind::Return, true));
+                return None;
+            }
+            Op::Decrement(register) => {
+                let before = self.gpr(register) as u32;
+                let after = before.wrapping_sub(1);
+                self.set_gpr(register, after.into());
+                self.set_flags_of_decrement(before, after);
+            }
+            Op::Rdpmc => {
+                let ecx = self.gpr(Gpr::Rcx) as u32;
+                let value = self.wires.if_counting(|counting| counting.pmu.read_counter(ecx));
+                let Some(Ok(value)) = value else { return self.fault(Event::GENERAL_PROTECTION) };
+                self.set_edx_eax(value);
+            }
+            Op::Int3 | Op::Int(_) => {
+                let (vector, exception) = if let Op::Int(vector) = op { (vector, false) } else { (3, true) };
+                self.doing.branch = Some((Kind::Other, true));
+                return self.deliver(Event::Software { vector, length, exception });
+            }
+            Op::Ud2 | Op::Xsetbv => return self.fault(UNDEFINED),
             Op::Nop | Op::Pause | Op::Out(_) => {}
             Op::Cpuid | Op::Hlt | Op::Hypercall | Op::Wbinvd | Op::WriteCr4 | Op::WriteCr8 | Op::ReadCr8 => {
                 unreachable!("{op:?} is always intercepted")
@@ -216,6 +300,27 @@ impl Processor {
         }
         self.pass(length);
         None
+    }
+
+    /// Delivers a fault of the instruction at hand, which does not retire.
+    fn fault(&mut self, event: Event) -> Option<Exit> {
+        self.doing.retires = false;
+        self.deliver(event)
+    }
+
+    /// Lends the PMU when it has the MSR.
+    fn of_pmu<T>(&self, msr: u32, access: impl FnOnce(&mut Pmu) -> T) -> Option<T> {
+        self.wires.if_counting(|counting| counting.pmu.has(msr).then(|| access(&mut counting.pmu))).flatten()
+    }
+
+    /// OF, SF, ZF, AF and PF after DEC of 32 bits (SDM Vol. 2A "DEC"). CF stays.
+    fn set_flags_of_decrement(&mut self, before: u32, after: u32) {
+        let mut set = |bit: u32, is: bool| self.rflags = self.rflags & !(1 << bit) | u64::from(is) << bit;
+        set(2, (after as u8).count_ones().is_multiple_of(2));
+        set(4, before & 0xF == 0);
+        set(6, after == 0);
+        set(7, after >> 31 != 0);
+        set(11, before == 1 << 31);
     }
 
     fn load_flags(&mut self, flags: u64) {
@@ -234,6 +339,7 @@ impl Processor {
         self.load_flags(flags);
         self.set_gpr(Gpr::Rsp, top.wrapping_add(12).into());
         self.nmi_blocked = false;
+        self.doing.branch = Some((Kind::Other, true));
         self.records.push(Record::Returned);
         None
     }

@@ -1,7 +1,9 @@
 //! The machine around a simulated processor: its clock, its timer, and interrupts of its own at seeded moments.
 
+use super::counting::{Counting, PMI_VECTOR};
 use super::random::Random;
 use crate::hw::Host;
+use crate::pmu::slot::PmuSlot;
 use crate::time::{Frequency, Tsc};
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -20,9 +22,23 @@ pub(super) struct Wires {
     pending: Cell<bool>,
     in_service: Cell<bool>,
     random: RefCell<Random>,
+    pub(super) counting: RefCell<Option<Counting>>,
 }
 
 impl Wires {
+    /// Lends the PMU.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(super) fn counting<T>(&self, borrow: impl FnOnce(&mut Counting) -> T) -> T {
+        self.if_counting(borrow).expect("this machine has no PMU")
+    }
+
+    /// Lends the PMU, if there is one.
+    pub(super) fn if_counting<T>(&self, borrow: impl FnOnce(&mut Counting) -> T) -> Option<T> {
+        self.counting.borrow_mut().as_mut().map(borrow)
+    }
+
     /// Returns whether the host has an interrupt pending, and lets those arrive whose time has come.
     pub(super) fn interrupts(&self) -> bool {
         let now = self.now.get();
@@ -35,11 +51,19 @@ impl Wires {
             self.stray_at.set(now.saturating_add(next));
             self.pending.set(true);
         }
-        self.pending.get()
+        self.pending.get() || self.pmi_pending()
+    }
+
+    fn pmi_pending(&self) -> bool {
+        self.if_counting(|counting| counting.pending()).unwrap_or(false)
     }
 
     /// The processor acknowledges the interrupt on exit, as VMX does on request.
     pub(super) fn acknowledge(&self) -> u8 {
+        if self.pmi_pending() {
+            self.counting(Counting::acknowledge);
+            return PMI_VECTOR;
+        }
         self.pending.set(false);
         self.in_service.set(true);
         HOST_VECTOR
@@ -47,15 +71,17 @@ impl Wires {
 
     /// Panics when an acknowledged interrupt was left in service.
     pub(super) fn check_served(&self) {
-        assert!(!self.in_service.get(), "an interrupt acknowledged on exit was never served");
+        let pmi = self.if_counting(|counting| counting.in_service()).unwrap_or(false);
+        assert!(!pmi && !self.in_service.get(), "an interrupt acknowledged on exit was never served");
     }
 }
 
 /// The host: [`Host`] for the run loop. Nothing in it depends on real time.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Machine {
     wires: Rc<Wires>,
     frequency: Frequency,
+    pub(super) slot: PmuSlot,
 }
 
 impl Machine {
@@ -71,12 +97,18 @@ impl Machine {
             pending: Cell::new(false),
             in_service: Cell::new(false),
             random: RefCell::new(Random::new(seed)),
+            counting: RefCell::new(None),
         };
-        Self { wires: Rc::new(wires), frequency }
+        Self { wires: Rc::new(wires), frequency, slot: PmuSlot::default() }
     }
 
     pub(super) fn wires(&self) -> Rc<Wires> {
         self.wires.clone()
+    }
+
+    fn serve_pending(&self) {
+        self.wires.pending.set(false);
+        self.wires.if_counting(Counting::serve);
     }
 
     /// Lets time pass.
@@ -102,11 +134,16 @@ impl Host for Machine {
     /// When `acknowledged` is not what the processor acknowledged.
     fn serve_interrupts(&mut self, acknowledged: Option<u8>) {
         match acknowledged {
+            Some(PMI_VECTOR) => {
+                let in_service = self.wires.if_counting(|counting| counting.in_service()).unwrap_or(false);
+                assert!(in_service, "nobody acknowledged vector {PMI_VECTOR:#x}");
+                self.wires.if_counting(Counting::serve);
+            }
             Some(vector) => {
                 assert!(vector == HOST_VECTOR && self.wires.in_service.get(), "nobody acknowledged vector {vector:#x}");
                 self.wires.in_service.set(false);
             }
-            None => self.wires.pending.set(false),
+            None => self.serve_pending(),
         }
     }
 
@@ -119,6 +156,6 @@ impl Host for Machine {
             self.wires.now.set(self.wires.now.get().max(next));
             self.wires.interrupts();
         }
-        self.wires.pending.set(false);
+        self.serve_pending();
     }
 }

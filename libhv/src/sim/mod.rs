@@ -8,12 +8,14 @@
 
 mod backend;
 mod check;
+mod counting;
 mod cpuid;
 mod deliver;
 mod execute;
 mod machine;
 mod nested;
 pub mod pmu;
+mod pmu_hardware;
 mod processor;
 mod program;
 mod random;
@@ -21,6 +23,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+pub use cpuid::Cpuid;
 pub use machine::Machine;
 pub use nested::NestedMap;
 pub use processor::{Journal, Processor, Record, SPENT, Vendor};

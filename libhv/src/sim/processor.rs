@@ -1,7 +1,9 @@
 //! The simulated processor: what it holds, and what it writes down.
 
+use super::counting::Doing;
 use super::machine::{Machine, Wires};
 use super::nested::NestedMap;
+use super::pmu::Pmu;
 use super::program::{Op, Program};
 use super::random::Random;
 use crate::address::Gpa;
@@ -12,7 +14,7 @@ use crate::time::Tsc;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::ops::RangeInclusive;
 
 /// The code of the exit, [`Exit::Unhandled`](crate::exit::Exit::Unhandled), by which a processor whose instructions
@@ -112,6 +114,13 @@ pub struct Processor {
     pub(super) tsc_offset: u64,
     pub(super) passed_msrs: BTreeMap<u32, (bool, bool)>,
     pub(super) passed_ports: Vec<RangeInclusive<u16>>,
+    pub(super) passes_rdpmc: bool,
+    /// What VM exits load into IA32_PERF_GLOBAL_CTRL, where VM entries and VM exits switch it.
+    pub(super) host_global_control: Option<u64>,
+    pub(super) guest_global_control: u64,
+    pub(super) doing: Doing,
+    /// References to the last-level cache and misses of the instruction at hand.
+    pub(super) touched: Cell<(u64, u64)>,
     pub(super) own_msrs: BTreeMap<u32, u64>,
     pub(super) left: Left,
 
@@ -145,6 +154,12 @@ impl Processor {
         for (&address, &op) in &program.ops {
             ops[(address - first) as usize] = Some(op);
         }
+        // The backend has set EFER.SVME by now.
+        machine.wires().if_counting(|counting| {
+            if let Pmu::Amd(pmu) = &mut counting.pmu {
+                pmu.set_svme(true);
+            }
+        });
         let reset = EntryState::protected_mode(first);
         let processor = Self {
             vendor,
@@ -179,6 +194,11 @@ impl Processor {
             tsc_offset: 0,
             passed_msrs: BTreeMap::new(),
             passed_ports: Vec::new(),
+            passes_rdpmc: false,
+            host_global_control: None,
+            guest_global_control: 0,
+            doing: Doing::default(),
+            touched: Cell::default(),
             own_msrs: BTreeMap::new(),
             left: Left::default(),
             random: Random::new(seed),

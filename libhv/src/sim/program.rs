@@ -49,6 +49,16 @@ pub enum Op {
     Int(u8),
     /// JMP to an address.
     Jump(u32),
+    /// JNZ to an address.
+    JumpNotZero(u32),
+    /// CALL of an address.
+    Call(u32),
+    /// RET
+    Return,
+    /// DEC of one of the first eight general-purpose registers, 32 bits, with its flags.
+    Decrement(Gpr),
+    /// RDPMC
+    Rdpmc,
     /// PUSH of a number.
     Push(u32),
     /// POPFD
@@ -102,11 +112,16 @@ impl Op {
             Self::Store(to, width) => return sized(width, 0x88, &absolute(to)),
             Self::Load(from, width) => return sized(width, 0x8A, &absolute(from)),
             Self::Jump(to) => return with(&[0xE9], to.wrapping_sub(address.wrapping_add(5))),
+            Self::JumpNotZero(to) => return with(&[0x0F, 0x85], to.wrapping_sub(address.wrapping_add(6))),
+            Self::Call(to) => return with(&[0xE8], to.wrapping_sub(address.wrapping_add(5))),
+            Self::Decrement(register) => return alloc::vec![0x48 + (register as u8 & 7)],
             Self::Push(number) => return with(&[0x68], number),
             Self::AddEax(number) => return with(&[0x05], number),
             Self::ReturnTo(register) => return alloc::vec![0x89, 0x04 | (register as u8 & 7) << 3, 0x24],
             Self::Int(vector) => return alloc::vec![0xCD, vector],
             Self::PopFlags => &[0x9D],
+            Self::Return => &[0xC3],
+            Self::Rdpmc => &[0x0F, 0x33],
             Self::Nop => &[0x90],
             Self::Cpuid => &[0x0F, 0xA2],
             Self::Rdmsr => &[0x0F, 0x32],
@@ -191,6 +206,19 @@ impl Program {
         self.ops(&[Op::Mov(Gpr::Rcx, msr), Op::Mov(Gpr::Rax, low), Op::Mov(Gpr::Rdx, high), Op::Wrmsr])
     }
 
+    /// Adds RDPMC of a counter.
+    pub fn rdpmc(&mut self, ecx: u32) -> &mut Self {
+        self.ops(&[Op::Mov(Gpr::Rcx, ecx), Op::Rdpmc])
+    }
+
+    /// Adds a loop that is gone through `times` times and counts down in ECX. Its instructions are one, then those of
+    /// `body` and two for each time.
+    pub fn repeat(&mut self, times: u32, body: &[Op]) -> &mut Self {
+        self.ops(&[Op::Mov(Gpr::Rcx, times)]);
+        let again = self.here();
+        self.ops(body).ops(&[Op::Decrement(Gpr::Rcx), Op::JumpNotZero(again)])
+    }
+
     /// Adds a change of EFLAGS by way of the stack.
     pub fn flags(&mut self, flags: u32) -> &mut Self {
         self.ops(&[Op::Push(flags), Op::PopFlags])
@@ -228,6 +256,11 @@ mod tests {
             (Op::Store(0xFEE0_00B0, Width::Byte), Code::Mov_rm8_r8),
             (Op::Load(0xFEC0_0010, Width::Word), Code::Mov_r16_rm16),
             (Op::Jump(0x1000), Code::Jmp_rel32_32),
+            (Op::JumpNotZero(0x1000), Code::Jne_rel32_32),
+            (Op::Call(0x3000), Code::Call_rel32_32),
+            (Op::Return, Code::Retnd),
+            (Op::Decrement(Gpr::Rcx), Code::Dec_r32),
+            (Op::Rdpmc, Code::Rdpmc),
             (Op::Int(0x80), Code::Int_imm8),
             (Op::MovSs, Code::Mov_Sreg_r32m16),
             (Op::Xsetbv, Code::Xsetbv),
@@ -251,7 +284,7 @@ mod tests {
             if let Op::Store(address, _) | Op::Load(address, _) = op {
                 assert_eq!(instruction.memory_displacement64(), address.into());
             }
-            if let Op::Jump(address) = op {
+            if let Op::Jump(address) | Op::JumpNotZero(address) | Op::Call(address) = op {
                 assert_eq!(instruction.near_branch_target(), address.into());
             }
         }

@@ -1,5 +1,6 @@
 //! The processor by itself: that it executes and delivers as the manuals say, and what it refuses.
 
+mod counting;
 mod harness;
 mod oracle;
 mod run;
@@ -277,7 +278,7 @@ refuses! {
 #[test]
 fn the_same_seed_makes_the_same_run() {
     let run = |seed| {
-        let machine = Machine::new(seed, HZ, 50);
+        let mut machine = Machine::new(seed, HZ, 50);
         let mut program = Program::at(0x1000);
         program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
         let again = program.here();
@@ -291,7 +292,7 @@ fn the_same_seed_makes_the_same_run() {
             exits.push((exit, machine.now()));
             match exit {
                 Exit::NestedPageFault(fault) => processor.nested().set(fault.gpa, Some(Access::ALL)),
-                Exit::ExternalInterrupt(vector) => machine.clone().serve_interrupts(vector),
+                Exit::ExternalInterrupt(vector) => machine.serve_interrupts(vector),
                 _ => return (exits, processor.journal().take()),
             }
         }

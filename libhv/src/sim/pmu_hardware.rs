@@ -1,0 +1,104 @@
+//! The simulated processor's side of the PMU: what the pillar asks of a backend, and the switch at entry and exit.
+
+use super::processor::{Processor, Vendor};
+use crate::exit::{Msr, Width};
+use crate::hw::{GlobalSwitch, PmuHardware};
+use crate::pmu::{CounterIndex, Maker, PmuRegister};
+
+const DEBUGCTL: u32 = 0x1D9;
+
+impl Processor {
+    /// VM entry, where the PMU is concerned.
+    pub(super) fn enter_counting(&mut self) {
+        let debug_control = self.switched.get(&DEBUGCTL).copied().unwrap_or(0);
+        let global_control = self.host_global_control.map(|_| self.guest_global_control);
+        self.wires.if_counting(|counting| counting.enter(debug_control, global_control));
+    }
+
+    /// VM exit, where the PMU is concerned.
+    pub(super) fn exit_counting(&mut self) {
+        let host = self.host_global_control;
+        if let Some((debug_control, guest)) = self.wires.if_counting(|counting| counting.exit(host)) {
+            self.switched.insert(DEBUGCTL, debug_control);
+            self.guest_global_control = guest.unwrap_or(self.guest_global_control);
+        }
+    }
+
+    /// The instruction at hand accesses memory, in one line or in two.
+    pub(super) fn touch(&self, address: u64, width: Width) {
+        let last = address.wrapping_add(width as u64 - 1);
+        for line in [Some(address), (address >> 6 != last >> 6).then_some(last)].into_iter().flatten() {
+            if let Some((references, misses)) = self.wires.if_counting(|counting| counting.touch(line)) {
+                let (before, before_misses) = self.touched.get();
+                self.touched.set((before + references, before_misses + misses));
+            }
+        }
+    }
+
+    fn maker(&self) -> Maker {
+        match self.vendor {
+            Vendor::Intel => Maker::Intel,
+            Vendor::Amd => Maker::Amd,
+        }
+    }
+
+    fn msr(&self, register: PmuRegister) -> u32 {
+        let Msr(index) = register.msr(self.maker()).unwrap_or_else(|| panic!("{register:?} is not this vendor's"));
+        index
+    }
+}
+
+/// # Panics
+/// Where a processor would fault, and where there is no PMU.
+impl PmuHardware for Processor {
+    fn global_switch(&self) -> GlobalSwitch {
+        let switches = self.wires.if_counting(|counting| counting.switches).unwrap_or(false);
+        match self.vendor {
+            Vendor::Intel if switches => GlobalSwitch::Hardware,
+            Vendor::Intel => GlobalSwitch::Missing,
+            Vendor::Amd => GlobalSwitch::Selectors,
+        }
+    }
+
+    fn read_pmu(&self, register: PmuRegister) -> u64 {
+        self.wires.counting(|counting| counting.pmu.host_read(self.msr(register)))
+    }
+
+    fn write_pmu(&mut self, register: PmuRegister, value: u64) {
+        self.wires.counting(|counting| counting.pmu.host_write(self.msr(register), value));
+    }
+
+    fn read_counter(&self, counter: CounterIndex) -> u64 {
+        self.wires.counting(|counting| counting.pmu.host_read_counter(counter.ecx()))
+    }
+
+    fn switch_global_control(&mut self, on: bool, host: u64) {
+        if self.vendor == Vendor::Intel {
+            let has = self.global_switch() == GlobalSwitch::Hardware;
+            assert!(has || !on, "this processor cannot switch IA32_PERF_GLOBAL_CTRL");
+            self.host_global_control = on.then_some(host);
+        }
+    }
+
+    fn guest_global_control(&self) -> u64 {
+        self.guest_global_control
+    }
+
+    fn set_guest_global_control(&mut self, value: u64) {
+        if self.vendor == Vendor::Intel {
+            self.guest_global_control = value;
+        }
+    }
+
+    fn pass_rdpmc(&mut self, pass: bool) {
+        self.passes_rdpmc = pass;
+    }
+
+    /// # Panics
+    /// Also when the processor has no such register.
+    fn pass_pmu(&mut self, register: PmuRegister, read: bool, write: bool) {
+        let msr = self.msr(register);
+        assert!(self.wires.counting(|counting| counting.pmu.has(msr)), "{register:?} is passed, and does not exist");
+        self.passed_msrs.insert(msr, (read, write));
+    }
+}

@@ -9,7 +9,9 @@ pub mod capability;
 pub mod policy;
 pub mod registers;
 pub mod slot;
+pub mod view;
 
 pub use capability::PmuCapability;
 pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
 pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
+pub use view::{Fault, PmuView};

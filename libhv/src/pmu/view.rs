@@ -1,0 +1,421 @@
+//! What a guest is shown of the PMU: one value from which CPUID, every answer to RDMSR, WRMSR and RDPMC, and what may
+//! be reached without an exit all follow. Pure.
+//!
+//! What passes is judged by the processor, not by this view, and a processor may be newer than what is shown of it:
+//! it takes bits in a passed register that the view calls reserved (IN_TX, adaptive PEBS, IA32_PERF_GLOBAL_CTRL[48]).
+//! None of them shows a guest, or counts, anything but itself; where one could, the register does not pass.
+
+#[cfg(test)]
+mod tests;
+
+use super::capability::{FULL_WIDTH_WRITES, PERF_METRICS, PmuCapability};
+use super::policy::{Means, PmuShare};
+use super::registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
+use crate::hw::pmu::GlobalSwitch;
+use crate::vcpu::cpuid::Leaf;
+
+/// The latest version of architectural performance monitoring that is shown: the one after it has leaf 23H.
+const LATEST_VERSION: u8 = 5;
+/// Counters of AMD's processors that CPUID says nothing about, with and without the core extensions.
+const AMD_COUNTERS: u8 = 4;
+const AMD_CORE_COUNTERS: u8 = 6;
+/// Registers of AMD's first generation, which every processor has.
+const AMD_FIRST_REGISTERS: u8 = 4;
+const CR4_PCE: u64 = 1 << 8;
+/// PC (pin control), which no processor with these registers has pins for: "reserved, not writeable".
+const PIN_CONTROL: u64 = 1 << 19;
+/// IA32_MISC_ENABLE: performance monitoring available; branch trace storage unavailable; PEBS unavailable.
+const MISC_ENABLE_AVAILABLE: u64 = 1 << 7;
+const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
+/// IA32_DEBUGCTL: FREEZE_LBRS_ON_PMI, FREEZE_PERFMON_ON_PMI.
+const DEBUGCTL_FREEZE: u64 = 1 << 11 | 1 << 12;
+/// IA32_PERF_GLOBAL_STATUS: Ovf_Uncore, OvfBuf.
+const STATUS_ALWAYS: u64 = 1 << 61 | 1 << 62;
+/// IA32_PERF_GLOBAL_STATUS from version 4 on: LBR_Frz, CTR_Frz.
+const STATUS_FROZEN: u64 = 1 << 58 | 1 << 59;
+/// IA32_PERF_GLOBAL_STATUS: CondChgd, which can be cleared and not set.
+const STATUS_CHANGED: u64 = 1 << 63;
+
+/// Events with a number in CPUID.0AH:EBX, as selectors (SDM Vol. 3B "Pre-defined Architectural Performance Events").
+pub const ARCHITECTURAL: [EventSelector; 8] = [
+    EventSelector(0x003C),
+    EventSelector(0x00C0),
+    EventSelector(0x013C),
+    EventSelector(0x4F2E),
+    EventSelector(0x412E),
+    EventSelector(0x00C4),
+    EventSelector(0x00C5),
+    EventSelector(0x01A4),
+];
+
+/// Why an access is #GP(0).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The guest has no such register or counter.
+    Absent,
+    /// The register can be read and not written.
+    ReadOnly,
+    /// These bits of the value are reserved.
+    Reserved(u64),
+    /// RDPMC above privilege level 0 with CR4.PCE clear.
+    Privilege,
+}
+
+impl core::fmt::Display for Fault {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Absent => f.write_str("it does not exist"),
+            Self::ReadOnly => f.write_str("it is read-only"),
+            Self::Reserved(bits) => write!(f, "bits {bits:#x} are reserved"),
+            Self::Privilege => f.write_str("CR4.PCE is clear"),
+        }
+    }
+}
+
+impl core::error::Error for Fault {}
+
+/// Which of a register's accesses do not leave the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Passed {
+    /// RDMSR
+    pub read: bool,
+    /// WRMSR
+    pub write: bool,
+}
+
+/// What a guest is shown of the PMU. There is a view only where there is a PMU in the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PmuView {
+    guest: PmuCapability,
+    host: PmuCapability,
+    means: Means,
+    switch: GlobalSwitch,
+    filters: bool,
+}
+
+/// Returns the counters from 0 on that have no gap between them.
+const fn contiguous(fixed: u8) -> u8 {
+    ((1u16 << fixed.trailing_ones()) - 1) as u8
+}
+
+fn only(legal: u64, value: u64) -> Result<u64, Fault> {
+    if value & !legal == 0 { Ok(value) } else { Err(Fault::Reserved(value & !legal)) }
+}
+
+impl PmuView {
+    /// Decides what a guest is shown of `host`. `None` when it has no PMU: because it is not to have one, because
+    /// nothing would stop its counters outside the guest, or because CPUID cannot say what it would have (AMD's
+    /// processors without PerfMonV2 always have four counters).
+    ///
+    /// Counters are as wide as the processor's, AnyThread is gone (it counts another guest), and of
+    /// IA32_PERF_CAPABILITIES full-width writes are left (requirements A5, A7, A8, T-A5).
+    pub fn new(host: &PmuCapability, share: &PmuShare, means: Means, switch: GlobalSwitch) -> Option<Self> {
+        let stops = match (host.maker, switch) {
+            (_, GlobalSwitch::Missing) | (Maker::Intel, GlobalSwitch::Selectors) => false,
+            (Maker::Intel, GlobalSwitch::Hardware) => host.has_global_control(),
+            (Maker::Amd, _) => true,
+        };
+        let possible = match means {
+            Means::Hidden => false,
+            Means::Passed => stops,
+            Means::Emulated => true,
+        };
+        let counters = share.counters.min(host.counters);
+        if !possible || counters == 0 {
+            return None;
+        }
+        let guest = match host.maker {
+            Maker::Intel => Self::intel(host, share, counters, means),
+            Maker::Amd => Self::amd(host, counters)?,
+        };
+        Some(Self { guest, host: *host, means, switch, filters: false })
+    }
+
+    fn intel(host: &PmuCapability, share: &PmuShare, counters: u8, means: Means) -> PmuCapability {
+        let version = host.version.min(LATEST_VERSION);
+        let shared = host.fixed & share.fixed;
+        let fixed = match version {
+            0..2 => 0,
+            2..5 => contiguous(shared),
+            _ => shared,
+        };
+        PmuCapability {
+            maker: Maker::Intel,
+            version,
+            counters,
+            width: host.width,
+            fixed,
+            fixed_width: if fixed == 0 { 0 } else { host.fixed_width },
+            missing_events: host.missing_events & 0xFF,
+            capabilities: host.capabilities & FULL_WIDTH_WRITES,
+            any_thread_deprecated: true,
+            core_extensions: false,
+            lbr_depth: if share.lbr && means == Means::Passed { host.lbr_depth } else { 0 },
+        }
+    }
+
+    fn amd(host: &PmuCapability, counters: u8) -> Option<PmuCapability> {
+        let (counters, core_extensions) = match counters {
+            _ if host.version >= 2 => (counters, true),
+            AMD_CORE_COUNTERS.. if host.core_extensions => (AMD_CORE_COUNTERS, true),
+            AMD_COUNTERS.. => (AMD_COUNTERS, false),
+            _ => return None,
+        };
+        let version = host.version.min(2);
+        Some(PmuCapability { version, counters, core_extensions, capabilities: 0, lbr_depth: 0, fixed: 0, ..*host })
+    }
+
+    /// Hides the architectural events that a filter denies (CPUID.0AH:EBX), and keeps what the filter must see from
+    /// passing. `permits` is asked for each of the events, counting at all privilege levels.
+    #[must_use]
+    pub fn filtered_by(mut self, permits: impl Fn(EventSelector) -> bool) -> Self {
+        const ALL_LEVELS: u64 = 1 << 16 | 1 << 17 | EventSelector::ENABLE;
+        self.filters = true;
+        for (n, event) in ARCHITECTURAL.iter().enumerate() {
+            if self.guest.maker == Maker::Intel && !permits(EventSelector(event.0 | ALL_LEVELS)) {
+                self.guest.missing_events |= 1 << n;
+            }
+        }
+        self
+    }
+
+    /// Returns what the guest's PMU has.
+    #[inline]
+    pub fn guest(&self) -> &PmuCapability {
+        &self.guest
+    }
+    /// Returns what the processor's PMU has.
+    #[inline]
+    pub fn host(&self) -> &PmuCapability {
+        &self.host
+    }
+    /// Returns how the guest's counters come to count; never [`Means::Hidden`].
+    #[inline]
+    pub fn means(&self) -> Means {
+        self.means
+    }
+    /// Returns how IA32_PERF_GLOBAL_CTRL is switched.
+    #[inline]
+    pub fn switch(&self) -> GlobalSwitch {
+        self.switch
+    }
+    /// Returns whether a filter sees what the guest wants to count.
+    #[inline]
+    pub fn filters(&self) -> bool {
+        self.filters
+    }
+
+    // CPUID and what goes with it
+
+    /// Returns leaf 0AH; all 0 on AMD's processors. There is no leaf 23H.
+    pub fn cpuid_leaf_0a(&self) -> Leaf {
+        let PmuCapability { maker, version, counters, width, fixed, fixed_width, missing_events, .. } = self.guest;
+        if maker != Maker::Intel {
+            return [0; 4];
+        }
+        let eax = u32::from(version) | u32::from(counters) << 8 | u32::from(width) << 16 | 8 << 24;
+        let (ecx, edx) = match version {
+            0..2 => (0, 0),
+            _ => {
+                let bitmap = if version >= 5 { fixed.into() } else { 0 };
+                (bitmap, fixed.trailing_ones() | u32::from(fixed_width) << 5 | 1 << 15)
+            }
+        };
+        [eax, missing_events, ecx, edx]
+    }
+    /// Returns leaf 8000_0022H; all 0 without PerfMonV2.
+    pub fn cpuid_leaf_8000_0022(&self) -> Leaf {
+        let second = self.guest.maker == Maker::Amd && self.guest.version >= 2;
+        if second { [1, self.guest.counters.into(), 0, 0] } else { [0; 4] }
+    }
+    /// Returns leaf 1CH of a processor that shows `host` there: of the depths the greatest, and filters that need
+    /// nothing but the records. All 0 where the guest has no last-branch records.
+    pub fn cpuid_leaf_1c(&self, host: Leaf) -> Leaf {
+        match self.guest.lbr_depth / 8 {
+            0 => [0; 4],
+            eighth => [host[0] & (1 << 30 | 1 << 31) | 1 << ((eighth - 1) & 7), host[1] & 0b111, host[2] & 0b111, 0],
+        }
+    }
+    /// Returns CPUID.01H:ECX.PDCM (bit 15): IA32_PERF_CAPABILITIES exists.
+    pub fn shows_capabilities(&self) -> bool {
+        self.guest.capabilities != 0
+    }
+    /// Returns CPUID.(07H,0):EDX[19]: architectural last-branch records.
+    pub fn shows_lbr(&self) -> bool {
+        self.guest.lbr_depth != 0
+    }
+    /// Returns CPUID.80000001H:ECX[23], PerfCtrExtCore.
+    pub fn shows_core_extensions(&self) -> bool {
+        self.guest.core_extensions
+    }
+    /// Returns IA32_PERF_CAPABILITIES.
+    pub fn perf_capabilities(&self) -> u64 {
+        self.guest.capabilities
+    }
+    /// Returns the bits of IA32_MISC_ENABLE that are set, and that writing does not change: a PMU there is, branch
+    /// trace storage and PEBS there are not (T-A21). 0 on AMD's processors, which have no such register.
+    pub fn misc_enable_bits(&self) -> u64 {
+        match self.guest.maker {
+            Maker::Intel => MISC_ENABLE_AVAILABLE | MISC_ENABLE_UNAVAILABLE,
+            Maker::Amd => 0,
+        }
+    }
+    /// Returns the bits of IA32_DEBUGCTL that the guest may set for its PMU (T-A24): freezing on an interrupt, from
+    /// version 2 on with IA32_PERF_CAPABILITIES. FREEZE_WHILE_SMM is the host's (T-A23).
+    pub fn debugctl_bits(&self) -> u64 {
+        let freezes = self.guest.maker == Maker::Intel && self.guest.version >= 2 && self.shows_capabilities();
+        if freezes { DEBUGCTL_FREEZE } else { 0 }
+    }
+
+    // Registers
+
+    /// Returns whether the guest has a register.
+    #[inline]
+    pub fn exists(&self, register: PmuRegister) -> bool {
+        let guest = &self.guest;
+        let intel = guest.maker == Maker::Intel;
+        match register {
+            PmuRegister::Counter(n) | PmuRegister::Selector(n) => {
+                guest.has_counter(n) && (intel || n < AMD_FIRST_REGISTERS)
+            }
+            PmuRegister::FullCounter(n) => {
+                guest.has_counter(n) && if intel { guest.full_width_writes() } else { guest.core_extensions }
+            }
+            PmuRegister::CoreSelector(n) => !intel && guest.core_extensions && guest.has_counter(n),
+            PmuRegister::Fixed(n) => guest.has_fixed(n),
+            PmuRegister::FixedControl => intel && guest.version >= 2,
+            PmuRegister::GlobalControl | PmuRegister::GlobalStatus | PmuRegister::StatusReset => {
+                guest.has_global_control()
+            }
+            PmuRegister::StatusSet => guest.has_status_set(),
+            PmuRegister::InUse => intel && guest.version >= 4,
+            PmuRegister::Capabilities => intel && self.shows_capabilities(),
+        }
+    }
+
+    /// Returns the bits that IA32_PERF_GLOBAL_STATUS can have set by IA32_PERF_GLOBAL_STATUS_SET.
+    #[inline]
+    pub fn status_bits(&self) -> u64 {
+        let more = match (self.guest.maker, self.guest.version) {
+            (Maker::Amd, _) => 0,
+            (Maker::Intel, 0..4) => STATUS_ALWAYS,
+            (Maker::Intel, _) => STATUS_ALWAYS | STATUS_FROZEN,
+        };
+        self.guest.control_bits() | more
+    }
+
+    /// Judges a WRMSR, or a value out of a snapshot, and returns the value as the register keeps it; for
+    /// [`StatusReset`](PmuRegister::StatusReset) and [`StatusSet`](PmuRegister::StatusSet) it is the bits to clear and
+    /// to set. AMD's processors leave reserved bits away without a fault (KVM learnt it from guests that set HostOnly).
+    ///
+    /// # Errors
+    /// What makes it #GP(0): see [`Fault`] (T-A4, T-A6, T-A18).
+    #[inline]
+    pub fn validate_write(&self, register: PmuRegister, value: u64) -> Result<u64, Fault> {
+        if !self.exists(register) {
+            return Err(Fault::Absent);
+        }
+        let guest = &self.guest;
+        let intel = guest.maker == Maker::Intel;
+        let legal = match register {
+            // EDX does not count, and bit 31 of EAX fills the bits above it (SDM Vol. 3B "Full-Width Writes").
+            PmuRegister::Counter(_) if intel => return Ok(value as u32 as i32 as u64 & guest.counter_mask()),
+            PmuRegister::Counter(_) | PmuRegister::FullCounter(_) => guest.counter_mask(),
+            PmuRegister::Fixed(_) => guest.fixed_mask(),
+            PmuRegister::Selector(_) | PmuRegister::CoreSelector(_) => {
+                guest.selector_bits() & if intel { !PIN_CONTROL } else { u64::MAX }
+            }
+            PmuRegister::FixedControl => guest.fixed_control_bits(),
+            PmuRegister::GlobalControl => guest.control_bits(),
+            PmuRegister::StatusReset if intel => self.status_bits() | STATUS_CHANGED,
+            PmuRegister::StatusReset | PmuRegister::StatusSet => self.status_bits(),
+            PmuRegister::GlobalStatus | PmuRegister::InUse | PmuRegister::Capabilities => return Err(Fault::ReadOnly),
+        };
+        if intel { only(legal, value) } else { Ok(value & legal) }
+    }
+
+    /// Returns IA32_PERF_GLOBAL_INUSE for these selectors and this IA32_FIXED_CTR_CTRL.
+    pub fn in_use(&self, selectors: &[u64], fixed_control: FixedControl) -> u64 {
+        let mut bits = 0;
+        for (n, selector) in (0..self.guest.counters).zip(selectors) {
+            let selector = EventSelector(*selector);
+            bits |= u64::from(selector.0 & 0xFF != 0) << n | u64::from(selector.interrupts()) << 63;
+        }
+        for n in (0..8).filter(|n| self.guest.has_fixed(*n)) {
+            let counts = fixed_control.of(n) & 0b11 != 0;
+            bits |= u64::from(counts) << (32 + n) | u64::from(fixed_control.interrupts(n)) << 63;
+        }
+        bits
+    }
+
+    /// Judges RDPMC with this ECX at a privilege level (0 in real-address mode) and with this CR4.
+    ///
+    /// # Errors
+    /// [`Fault::Privilege`] where CR4.PCE does not let it, [`Fault::Absent`] for a counter that the guest has not: one
+    /// that the processor hides, another type, the "fast" bit (T-A6, T-A7).
+    #[inline]
+    pub fn rdpmc(&self, ecx: u32, cpl: u8, cr4: u64) -> Result<CounterIndex, Fault> {
+        if cpl != 0 && cr4 & CR4_PCE == 0 {
+            return Err(Fault::Privilege);
+        }
+        match CounterIndex::of_ecx(ecx, self.guest.maker) {
+            Some(CounterIndex::General(n)) if self.guest.has_counter(n) => Ok(CounterIndex::General(n)),
+            Some(CounterIndex::Fixed(n)) if self.guest.has_fixed(n) => Ok(CounterIndex::Fixed(n)),
+            _ => Err(Fault::Absent),
+        }
+    }
+
+    // What does not leave the guest
+
+    /// Returns whether the guest has every counter that the processor has, in its width (A9): only then do registers
+    /// that speak of all counters at once show nothing that is not the guest's.
+    #[inline]
+    pub fn matches_hardware(&self) -> bool {
+        let (guest, host) = (&self.guest, &self.host);
+        guest.counters == host.counters
+            && guest.fixed == host.fixed
+            && guest.width == host.width
+            && guest.fixed_width == host.fixed_width
+    }
+
+    /// Returns whether RDPMC does not leave the guest. It does where the processor has performance metrics, which are
+    /// read by it and are not the guest's (A8).
+    #[inline]
+    pub fn passes_rdpmc(&self) -> bool {
+        self.means == Means::Passed && self.matches_hardware() && self.host.capabilities & PERF_METRICS == 0
+    }
+
+    /// Returns whether the processor refuses what no guest may write to a selector: AnyThread, and on AMD's processors
+    /// to count the host.
+    fn selectors_are_safe(&self) -> bool {
+        self.host.maker == Maker::Intel && (self.host.any_thread_deprecated || self.host.version < 3)
+    }
+
+    /// Returns which accesses to a register do not leave the guest (A10, A11, A12). `unaltered` says that the register
+    /// holds what the guest wrote there: a filter lets reads of such a selector pass.
+    pub fn passes(&self, register: PmuRegister, unaltered: bool) -> Passed {
+        let (none, all) = (Passed::default(), Passed { read: true, write: true });
+        let when = |condition: bool, passed: Passed| if condition { passed } else { none };
+        if self.means != Means::Passed || !self.exists(register) {
+            return none;
+        }
+        let selectors = Passed {
+            read: self.host.maker == Maker::Intel && (!self.filters || unaltered),
+            write: self.selectors_are_safe() && !self.filters,
+        };
+        match register {
+            PmuRegister::Counter(_) | PmuRegister::FullCounter(_) | PmuRegister::Fixed(_) => all,
+            PmuRegister::Selector(_) | PmuRegister::CoreSelector(_) => selectors,
+            PmuRegister::FixedControl => when(self.guest.fixed == self.host.fixed, selectors),
+            PmuRegister::GlobalControl | PmuRegister::StatusReset | PmuRegister::StatusSet => {
+                when(self.matches_hardware(), all)
+            }
+            PmuRegister::GlobalStatus => when(self.matches_hardware(), Passed { read: true, write: false }),
+            PmuRegister::InUse => {
+                let read = self.matches_hardware() && selectors.read;
+                Passed { read, write: false }
+            }
+            PmuRegister::Capabilities => none,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The view against a model that knows of a guest's PMU what CPUID and IA32_PERF_CAPABILITIES say, and nothing else.
+
+use super::*;
+use crate::exit::Msr;
+use proptest::prelude::*;
+
+/// What CPUID says of a PMU.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    intel: bool,
+    leaf_0a: Leaf,
+    leaf_8000_0022: Leaf,
+    pdcm: bool,
+    capabilities: u64,
+    core_extensions: bool,
+}
+
+impl Said {
+    fn by(view: &PmuView) -> Self {
+        Self {
+            intel: view.guest().maker == Maker::Intel,
+            leaf_0a: view.cpuid_leaf_0a(),
+            leaf_8000_0022: view.cpuid_leaf_8000_0022(),
+            pdcm: view.shows_capabilities(),
+            capabilities: view.perf_capabilities(),
+            core_extensions: view.shows_core_extensions(),
+        }
+    }
+    fn version(&self) -> u32 {
+        if self.intel { self.leaf_0a[0] & 0xFF } else { 1 + (self.leaf_8000_0022[0] & 1) }
+    }
+    fn counters(&self) -> u32 {
+        match (self.intel, self.leaf_8000_0022[0] & 1 != 0) {
+            (true, _) => self.leaf_0a[0] >> 8 & 0xFF,
+            (_, true) => self.leaf_8000_0022[1] & 0xF,
+            _ if self.core_extensions => 6,
+            _ => 4,
+        }
+    }
+    fn width(&self) -> u32 {
+        if self.intel { self.leaf_0a[0] >> 16 & 0xFF } else { 48 }
+    }
+    /// FxCtr\[i\]_is_supported := ECX\[i\] || (EDX\[4:0\] > i)
+    fn has_fixed(&self, n: u32) -> bool {
+        n < 32 && self.version() >= 2 && (self.leaf_0a[2] >> n & 1 != 0 || self.leaf_0a[3] & 0x1F > n)
+    }
+    fn fixed_mask(&self) -> u64 {
+        (0..32).filter(|n| self.has_fixed(*n)).fold(0, |mask, n| mask | 1 << n)
+    }
+    fn enables(&self) -> u64 {
+        (1 << self.counters()) - 1 | self.fixed_mask() << 32
+    }
+
+    /// What a write keeps; `None` is #GP.
+    fn write(&self, msr: u32, value: u64) -> Option<u64> {
+        let below = |width: u32| (1u64 << (width - 1) << 1).wrapping_sub(1);
+        let only = |bits: u64| (value & !bits == 0).then_some(value);
+        let (version, counters) = (self.version(), self.counters());
+        if !self.intel {
+            let first = counters.min(4);
+            return match msr {
+                0xC001_0000..=0xC001_0003 if msr - 0xC001_0000 < first => Some(value & 0x30F_FFD7_FFFF),
+                0xC001_0004..=0xC001_0007 if msr - 0xC001_0004 < first => Some(value & below(48)),
+                0xC001_0200..=0xC001_021F if self.core_extensions && (msr - 0xC001_0200) / 2 < counters => {
+                    Some(value & if msr & 1 == 0 { 0x30F_FFD7_FFFF } else { below(48) })
+                }
+                0xC000_0301..=0xC000_0303 if version >= 2 => Some(value & self.enables()),
+                _ => None,
+            };
+        }
+        let control = || (0..8).filter(|n| self.has_fixed(*n)).fold(0, |bits, n| bits | 0b1011 << (4 * n));
+        let status = self.enables() | 3 << 61 | if version >= 4 { 3 << 58 } else { 0 };
+        let full_width = self.pdcm && self.capabilities >> 13 & 1 != 0;
+        match msr {
+            0xC1.. if msr - 0xC1 < counters => Some(i64::from(value as i32) as u64 & below(self.width())),
+            0x186.. if msr - 0x186 < counters => only(0xFFD7_FFFF),
+            0x309..0x345 if self.has_fixed(msr - 0x309) => only(below(self.leaf_0a[3] >> 5 & 0xFF)),
+            0x4C1.. if full_width && msr - 0x4C1 < counters => only(below(self.width())),
+            0x38D if version >= 2 => only(control()),
+            0x38F if version >= 2 => only(self.enables()),
+            0x390 if version >= 2 => only(status | 1 << 63),
+            0x391 if version >= 4 => only(status),
+            _ => None,
+        }
+    }
+    fn reads(&self, msr: u32) -> bool {
+        let read_only = match msr {
+            0x345 => self.intel && self.pdcm,
+            0x38E => self.intel && self.version() >= 2,
+            0x392 => self.intel && self.version() >= 4,
+            0xC000_0300 => !self.intel && self.version() >= 2,
+            _ => false,
+        };
+        read_only || self.write(msr, 0).is_some()
+    }
+    fn rdpmc(&self, ecx: u32) -> bool {
+        match ecx >> 16 {
+            0 => ecx < self.counters(),
+            0x4000 => self.intel && self.has_fixed(ecx & 0xFFFF),
+            _ => false,
+        }
+    }
+}
+
+pub(in crate::pmu) fn any_host() -> impl Strategy<Value = PmuCapability> {
+    let intel =
+        (1u8..=7, 1u8..=8, 32u8..=64, any::<u8>(), 32u8..=64, any::<u32>(), any::<u64>(), any::<bool>(), 0u8..=8)
+            .prop_map(|(version, counters, width, fixed, fixed_width, missing, capabilities, deprecated, lbr)| {
+                let fixed = match version {
+                    1 => 0,
+                    2..5 => contiguous(fixed),
+                    _ => fixed,
+                };
+                PmuCapability {
+                    maker: Maker::Intel,
+                    version,
+                    counters,
+                    width,
+                    fixed,
+                    fixed_width: if fixed == 0 { 0 } else { fixed_width },
+                    missing_events: missing & 0xFF,
+                    capabilities,
+                    any_thread_deprecated: deprecated,
+                    core_extensions: false,
+                    lbr_depth: 8 * lbr,
+                }
+            });
+    let amd = (any::<bool>(), any::<bool>(), 1u8..=8).prop_map(|(second, extended, counters)| PmuCapability {
+        maker: Maker::Amd,
+        version: if second { 2 } else { 1 },
+        counters: match (second, extended) {
+            (true, _) => counters,
+            (_, true) => 6,
+            _ => 4,
+        },
+        width: 48,
+        fixed: 0,
+        fixed_width: 0,
+        missing_events: 0,
+        capabilities: 0,
+        any_thread_deprecated: true,
+        core_extensions: second || extended,
+        lbr_depth: 0,
+    });
+    prop_oneof![3 => intel, 1 => amd]
+}
+
+fn any_share() -> impl Strategy<Value = PmuShare> {
+    let counters = prop_oneof![0u8..=9, Just(8), any::<u8>()];
+    let fixed = prop_oneof![any::<u8>(), Just(0xFF)];
+    (counters, fixed, any::<bool>()).prop_map(|(counters, fixed, lbr)| PmuShare { counters, fixed, lbr })
+}
+
+fn any_view_of(host: PmuCapability) -> impl Strategy<Value = Option<PmuView>> {
+    let means = prop_oneof![3 => Just(Means::Passed), 1 => Just(Means::Emulated)];
+    let switch = match host.maker {
+        Maker::Intel => GlobalSwitch::Hardware,
+        Maker::Amd => GlobalSwitch::Selectors,
+    };
+    (any_share(), means, any::<bool>()).prop_map(move |(share, means, filters)| {
+        let view = PmuView::new(&host, &share, means, switch)?;
+        Some(if filters { view.filtered_by(|selector| selector.unit_mask() == 0) } else { view })
+    })
+}
+
+/// A view of any processor.
+pub(in crate::pmu) fn any_view() -> impl Strategy<Value = PmuView> {
+    any_host().prop_flat_map(any_view_of).prop_filter_map("no PMU", |view| view)
+}
+
+/// Every number that a register of some PMU has, and those next to them.
+fn numbers() -> impl Iterator<Item = u32> {
+    let low = (0xC0..=0xD0).chain(0x180..=0x1AF).chain(0x1D9..=0x1DA).chain(0x300..=0x3FF).chain(0x4B0..=0x4E0);
+    low.chain([0x600, 0x14CE, 0x14CF]).chain(0xC000_02F0..=0xC000_0310).chain(0xC000_FFF0..=0xC001_0240)
+}
+
+/// A value that is legal now and then.
+fn any_value() -> impl Strategy<Value = u64> {
+    let bit = (0u32..64).prop_map(|bit| 1u64 << bit);
+    let ones = (0u32..64).prop_map(|bit| u64::MAX >> bit);
+    prop_oneof![
+        bit,
+        ones,
+        any::<u64>(),
+        any::<u32>().prop_map(u64::from),
+        (0u64..256, 0u64..16).prop_map(|(a, b)| a | b << 32)
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Requirement 1.4.5, A12, A14, T-A4, T-A6, T-A18.
+    #[test]
+    fn every_register_answers_as_cpuid_says(view in any_view(), value in any_value()) {
+        let said = Said::by(&view);
+        for number in numbers() {
+            let register = PmuRegister::of(Msr(number), view.guest().maker);
+            let reads = register.is_some_and(|register| view.exists(register));
+            prop_assert_eq!(reads, said.reads(number), "RDMSR of {:#x}, {:?}", number, said);
+            for value in [value, 0, 1 << 21, 1 << 19, 1 << 32, 1 << 63] {
+                let kept = register.and_then(|register| view.validate_write(register, value).ok());
+                prop_assert_eq!(kept, said.write(number, value), "WRMSR of {:#x} to {:#x}, {:?}", value, number, said);
+            }
+        }
+    }
+
+    /// T-A6, T-A7.
+    #[test]
+    fn rdpmc_answers_as_cpuid_says(view in any_view(), ecx: u32, cpl in 0u8..4, cr4: u64) {
+        let said = Said::by(&view);
+        let near = (0..70).flat_map(|n| [0, 0x2000, 0x4000, 0x8000, 0x4001].map(|kind| kind << 16 | n));
+        for ecx in near.chain([ecx]) {
+            let legal = (cpl == 0 || cr4 >> 8 & 1 != 0) && said.rdpmc(ecx);
+            prop_assert_eq!(view.rdpmc(ecx, cpl, cr4).is_ok(), legal, "RDPMC of {:#x}, {:?}", ecx, said);
+        }
+    }
+}

@@ -13,6 +13,8 @@ use crate::{command, place};
 
 /// How long downloaded package lists are good.
 const FRESH: Duration = Duration::from_secs(20 * 3600);
+/// Lets apt choose among what it can download: what the system has installed may be newer.
+const NOTHING_INSTALLED: [&str; 2] = ["-o", "Dir::State::status=/dev/null"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A Debian release that packages are taken from.
@@ -130,11 +132,21 @@ impl Apt {
         command::output(command.arg("-c").arg(self.configuration()).args(["show", package]), MISSING)
     }
 
+    /// Libraries that the newest version of `package` depends on, by the names of their packages.
+    pub(crate) fn libraries(&self, package: &str) -> Result<Vec<String>> {
+        let mut command = Command::new("apt-cache");
+        command.arg("-c").arg(self.configuration()).args(NOTHING_INSTALLED);
+        let shown = command::output(command.args(["show", "--no-all-versions", package]), MISSING)?;
+        Ok(libraries(&shown))
+    }
+
     /// Downloads `package` (a name, or `name=version`) and unpacks it into `folder`.
     pub(crate) fn unpack(&self, package: &str, folder: &Path) -> Result<()> {
         let download = tempfile::tempdir().doing("making a folder for a download")?;
         say(format_args!("fetching the Debian package {package}"));
-        command::output(self.get().args(["download", package]).current_dir(download.path()), MISSING)?;
+        let mut get = self.get();
+        get.args(NOTHING_INSTALLED).args(["download", package]).current_dir(download.path());
+        command::output(&mut get, MISSING)?;
         let file = only_file(download.path(), "deb")?;
         command::output(Command::new("dpkg-deb").arg("-x").arg(file).arg(folder), MISSING).map(drop)
     }
@@ -147,4 +159,22 @@ fn only_file(folder: &Path, extension: &str) -> Result<PathBuf> {
         .into_iter()
         .find(|path| path.extension().is_some_and(|found| found == extension))
         .ok_or_else(|| Failure::new(MISSING, format!("apt-get downloaded no file of the kind .{extension}")))
+}
+
+/// The names of libraries in the field `Depends` of a package's description, the first where there is a choice.
+fn libraries(shown: &str) -> Vec<String> {
+    let dependencies = shown.lines().filter_map(|line| line.strip_prefix("Depends:")).flat_map(|line| line.split(','));
+    let names = dependencies.filter_map(|dependency| dependency.split_whitespace().next());
+    names.filter(|name| name.starts_with("lib") || name.starts_with("zlib")).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_told_from_other_dependencies() {
+        let shown = "Package: linux-perf\nPre-Depends: libno\nDepends: libelf1 (>= 0.144), perl:any, zlib1g (>= 1:1.2) | other\n";
+        assert_eq!(libraries(shown), ["libelf1", "zlib1g"]);
+    }
 }

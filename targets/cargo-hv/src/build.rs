@@ -16,6 +16,8 @@ use crate::{command, place};
 pub(crate) const TARGET: &str = "targets/x86_64-libhv.json";
 /// The package of the test guests.
 const GUESTS: &str = "guests";
+/// The package of the Linux programs that guests run.
+const USERLAND: &str = "userland";
 /// Folders whose packages are images.
 const IMAGE_FOLDERS: [&str; 2] = ["examples", "tests/images"];
 
@@ -56,6 +58,15 @@ pub(crate) fn guest(name: &str) -> Result<PathBuf> {
     build(GUESTS)?;
     let file = output(name);
     if file.is_file() { Ok(file) } else { Err(Failure::request(format!("no test guest is called {name}"))) }
+}
+
+/// Compiles the Linux program `workload` of [`USERLAND`] and gives its ELF file.
+pub(crate) fn workload() -> Result<PathBuf> {
+    let folder = place::root().join("target/userland");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(place::root()).args(["build", "--quiet", "--release", "--package", USERLAND]);
+    command::output(cargo.arg("--target-dir").arg(&folder), BUILD)?;
+    Ok(folder.join("release/workload"))
 }
 
 /// `cargo hv build`: compiles the images named, or all, and prints the paths of their ELF files.

@@ -121,7 +121,7 @@ pub(crate) struct Guest {
     /// is that guest
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<String>,
-    /// Its initial file system; `busybox` is the tool's own
+    /// Its initial file system; `busybox` and `perf` are the tool's own
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<String>,
     /// Its command line

@@ -4,7 +4,7 @@ use crate::install::{self, Need, PREREQUISITES};
 use crate::machine::{self, Machine};
 use crate::status::{DONE, MISSING, Result};
 use crate::toolchain::Toolchain;
-use crate::{bochs_build, guests};
+use crate::{bochs_build, guests, perf};
 
 /// Prints a line for each prerequisite, after installing what is missing where `install` says so.
 pub(crate) fn run(install: bool) -> Result<u8> {
@@ -15,6 +15,7 @@ pub(crate) fn run(install: bool) -> Result<u8> {
             guests::kernel(kernel)?;
         }
         guests::initrd()?;
+        perf::initrd()?;
     }
     let mut missing = 0;
     let mut line = |there: bool, name: &str, purpose: &str| {
@@ -29,6 +30,7 @@ pub(crate) fn run(install: bool) -> Result<u8> {
         line(guests::has_kernel(kernel), &format!("Debian's kernel {kernel}"), "a guest");
     }
     line(guests::has_busybox(), "busybox, for a guest", "the initial file system of Linux guests");
+    line(perf::has_perf(), "Linux's perf, for a guest", "the initial file system perf");
     for name in machine::names() {
         let machine = Machine::named(&name)?;
         let lacking = machine.lacking().map_or(String::new(), |lacking| format!(" (not here, for want of {lacking})"));

@@ -14,7 +14,7 @@ pub(crate) const KERNELS: [&str; 2] = ["linux-6.1", "linux-6.12"];
 /// The initial file system's name.
 pub(crate) const BUSYBOX: &str = "busybox";
 
-const INIT: &str = include_str!("init.sh");
+pub(crate) const INIT: &str = include_str!("init.sh");
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 
 /// The kernel called `name` in [`KERNELS`], fetched when the cache lacks it.
@@ -78,21 +78,26 @@ pub(crate) fn has_busybox() -> bool {
     place::cache().is_ok_and(|cache| cache.join(BUSYBOX).join("busybox").is_file())
 }
 
-/// The initial file system: busybox, and an `/init` that gives a shell on the console, or with `hv.test` on the kernel's command
-/// line powers off. `/first` is a first process that tells the time stamp counter and powers off.
-pub(crate) fn initrd() -> Result<PathBuf> {
+/// What every initial file system holds: busybox, and an `/init` that gives a shell on the console, or with `hv.test` on the
+/// kernel's command line powers off. `/first` is a first process that tells the time stamp counter and powers off.
+pub(crate) fn archive() -> Result<Archive> {
     let busybox = busybox()?;
+    let mut archive = Archive::default();
+    archive.folder("bin");
+    archive.file("bin/busybox", 0o755, &fs::read(&busybox).doing("reading busybox")?);
+    archive.link("bin/sh", "busybox");
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("first", 0o755, &crate::first_process::elf());
+    Ok(archive)
+}
+
+/// The initial file system of [`archive`] and nothing else.
+pub(crate) fn initrd() -> Result<PathBuf> {
     let first = crate::first_process::elf();
     let name = format!("initrd-{}", place::key([INIT, &format!("{first:x?}")]));
     let folder = place::cached(&name, |folder| {
         say("writing the initial file system");
-        let mut archive = Archive::default();
-        archive.folder("bin");
-        archive.file("bin/busybox", 0o755, &fs::read(&busybox).doing("reading busybox")?);
-        archive.link("bin/sh", "busybox");
-        archive.file("init", 0o755, INIT.as_bytes());
-        archive.file("first", 0o755, &first);
-        fs::write(folder.join("initrd.cpio"), archive.finish()).doing("writing into the cache")
+        fs::write(folder.join("initrd.cpio"), archive()?.finish()).doing("writing into the cache")
     })?;
     Ok(folder.join("initrd.cpio"))
 }

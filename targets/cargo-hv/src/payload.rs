@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::machine::{Protocol, bytes};
 use crate::status::{Doing, Failure, Result};
-use crate::{build, guests};
+use crate::{build, guests, perf};
 
 /// What a guest boots, and how it would be booted without a hypervisor below it.
 #[derive(Clone, Debug)]
@@ -31,10 +31,12 @@ pub(crate) fn kernel(word: &str, scratch: &Path) -> Result<Payload> {
     Ok(Payload { file: build::guest(word)?, bare: Protocol::Multiboot })
 }
 
-/// Finds or makes an initial file system: `busybox`, `zeros:SIZE`, or the path of a file.
+/// Finds or makes an initial file system: `busybox`, `perf`, `zeros:SIZE`, or the path of a file.
 pub(crate) fn initrd(word: &str, scratch: &Path) -> Result<PathBuf> {
-    if word == guests::BUSYBOX {
-        return guests::initrd();
+    match word {
+        guests::BUSYBOX => return guests::initrd(),
+        perf::PERF => return perf::initrd(),
+        _ => {}
     }
     match made(word, scratch)? {
         Some(file) => Ok(file),

@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "reads and writes the registers of interrupt controllers")]
 
 use super::acpi::{Madt, Override};
-use super::interrupts::{PIC, SPURIOUS, TIMER};
+use super::interrupts::{GUEST_PMI, PIC, SPURIOUS, TIMER};
 use super::memory;
 use super::ranges::Range;
 use crate::error::{Error, Requirement, Result};
 use crate::exit::Msr;
-use crate::hw::bare;
+use crate::hw::{PmiRoute, bare};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use volatile::VolatilePtr;
@@ -21,6 +21,8 @@ const ENABLED: u64 = 1 << 11;
 const X2APIC: u64 = 1 << 10;
 /// The bit of an LVT entry that masks it.
 const MASKED: u32 = 1 << 16;
+/// The delivery mode of an LVT entry that makes it an NMI.
+const NMI: u32 = 0b100 << 8;
 
 /// A register of the local APIC by its offset from the base address (SDM Vol. 3A 12.4.1); in x2APIC mode its MSR is
 /// 800H plus a sixteenth of it. The interrupt command register is not among them.
@@ -105,7 +107,7 @@ pub(crate) fn start() -> Result<()> {
     for lvt in [Register::LvtTimer, Register::LvtCounters, Register::LvtLint0, Register::LvtError] {
         write(lvt, MASKED);
     }
-    write(Register::LvtLint1, 4 << 8);
+    write(Register::LvtLint1, NMI);
     write(Register::TaskPriority, 0);
     write(Register::Spurious, 1 << 8 | u32::from(SPURIOUS));
     Ok(())
@@ -141,6 +143,21 @@ pub(crate) fn counted() -> u32 {
     read(Register::CurrentCount)
 }
 
+/// Returns the LVT entry of the performance counters for a route (SDM Vol. 3A 12.5.1).
+const fn counters_entry(route: PmiRoute) -> u32 {
+    match route {
+        PmiRoute::Masked => MASKED,
+        PmiRoute::Guest => GUEST_PMI as u32,
+        PmiRoute::Host => NMI,
+    }
+}
+
+/// Sends the performance counters' interrupt where `route` says, and unmasks it after a delivery that has masked it.
+#[inline]
+pub(crate) fn route_counters(route: PmiRoute) {
+    write(Register::LvtCounters, counters_entry(route));
+}
+
 /// Moves both PICs to vectors of their own and masks all their lines.
 pub(crate) fn silence_pics() {
     let words = [0x11, PIC, 4, 1, 0xFF, 0x11, PIC + 8, 2, 1, 0xFF];
@@ -173,4 +190,17 @@ pub(crate) fn route(madt: &Madt, irq: u8, vector: u8) -> bool {
     write(entry + 1, u32::from(destination) << 24);
     write(entry, u32::from(vector) | u32::from(line.active_low) << 13 | u32::from(line.level) << 15);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counters_interrupt_is_masked_or_a_vector_of_the_guests_or_an_nmi() {
+        assert_eq!(counters_entry(PmiRoute::Masked) & 1 << 16, 1 << 16);
+        let guest = counters_entry(PmiRoute::Guest);
+        assert_eq!((guest >> 8, guest as u8), (0, GUEST_PMI), "fixed, unmasked");
+        assert_eq!(counters_entry(PmiRoute::Host) & 0x1_0700, 0x400);
+    }
 }

@@ -7,8 +7,12 @@ use super::pci::{self, ConfigurationPorts};
 use super::processor::Processor;
 use super::serial::Com1;
 use crate::error::Result;
+use crate::hw::counters;
 use crate::memory::GuestMemory;
+use crate::pmu::PmuCapability;
+use crate::pmu::registers::{Maker, PmuRegister};
 use crate::time::Tsc;
+use crate::vcpu::cpuid::HostCpuid;
 use alloc::vec::Vec;
 use x86_64::VirtAddr;
 
@@ -87,6 +91,11 @@ impl Machine {
     /// Gives the processor away, for a run loop that owns it.
     pub fn into_processor(self) -> Processor {
         self.processor
+    }
+
+    /// Returns what the processor's PMU has; `None` where there is none that the pillar knows.
+    pub fn pmu_capability(&self) -> Option<PmuCapability> {
+        PmuCapability::of(&HostCpuid, || counters::read(PmuRegister::Capabilities, Maker::Intel))
     }
 
     /// Returns what the machine's real-time clock says: seconds since 1970-01-01, UTC; 0 where it makes no sense.

@@ -4,7 +4,8 @@
 use super::clock::Ratio;
 use super::{apic, interrupts};
 use crate::exit::Msr;
-use crate::hw::{Host, bare};
+use crate::hw::{Host, PmiHost, PmiRoute, bare};
+use crate::pmu::slot::PmuSlot;
 use crate::time::{Frequency, Tsc};
 
 /// IA32_TSC_DEADLINE (SDM Vol. 3A 12.5.4.1).
@@ -27,11 +28,14 @@ pub struct Processor {
     armed: Option<Tsc>,
     /// The timer's interrupts when it was armed: with another number now, it has gone off.
     armed_at: u64,
+    /// The guest's counters' interrupts that have been taken note of.
+    pmis: u64,
+    slot: PmuSlot,
 }
 
 impl Processor {
     pub(crate) fn new(frequency: Frequency, timer: Timer) -> Self {
-        Self { frequency, timer, armed: None, armed_at: 0 }
+        Self { frequency, timer, armed: None, armed_at: 0, pmis: 0, slot: PmuSlot::default() }
     }
 }
 
@@ -78,5 +82,22 @@ impl Host for Processor {
     fn wait(&mut self) {
         // SAFETY: as in `serve_interrupts`: with interrupts held back until HLT, none is taken before it and missed.
         unsafe { core::arch::asm!("sti", "hlt", "cli") }
+    }
+}
+
+impl PmiHost for Processor {
+    #[inline]
+    fn route_pmi(&mut self, route: PmiRoute) {
+        interrupts::route_counters(route);
+    }
+
+    #[inline]
+    fn take_guest_pmi(&mut self) -> bool {
+        let pmis = interrupts::guest_pmis();
+        core::mem::replace(&mut self.pmis, pmis) != pmis
+    }
+
+    fn pmu_slot(&mut self) -> &mut PmuSlot {
+        &mut self.slot
     }
 }

@@ -36,6 +36,22 @@ pub mod code {
     pub const RDPRU: u64 = 0x8E;
     pub const NPF: u64 = 0x400;
     pub const INVALID: u64 = -1i64 as u64;
+    pub const BUSY: u64 = -2i64 as u64;
+    pub const IDLE_REQUIRED: u64 = -3i64 as u64;
+    pub const INVALID_PMC: u64 = -4i64 as u64;
+}
+
+/// Returns the code of a VMRUN that the processor refused (APM Vol. 2 15.5.1, App. C); `None` for an exit of a guest that
+/// has run. Codes have 64 bits, and a refusal has its sign in all of them (T-A26); QEMU's TCG, which knows
+/// [`code::INVALID`] alone, writes the low 32 and leaves the others 0.
+#[inline]
+pub fn refusal(code: u64) -> Option<u64> {
+    const INVALID_IN_32_BITS: u64 = code::INVALID & 0xFFFF_FFFF;
+    match code {
+        code::INVALID_PMC | code::IDLE_REQUIRED | code::BUSY | code::INVALID => Some(code),
+        INVALID_IN_32_BITS => Some(code::INVALID),
+        _ => None,
+    }
 }
 
 /// The registers that the meaning of some exits depends on.
@@ -142,6 +158,18 @@ mod tests {
             if !known {
                 prop_assert_eq!(exit(code, info1, info2), Exit::Unhandled(RawExit { code, info1, info2, rip: 0 }));
             }
+        }
+    }
+
+    /// T-A26
+    #[test]
+    fn a_refused_vmrun_is_told_from_exits_by_all_64_bits() {
+        for code in -4i64..0 {
+            assert_eq!(refusal(code as u64), Some(code as u64));
+        }
+        assert_eq!(refusal(0xFFFF_FFFF), Some(u64::MAX), "QEMU's TCG writes 32 bits");
+        for code in [0, 0x72, 0x400, 0xFFFF_FFFC, 0xFFFF_FFFD, 0xFFFF_FFFE, 0x1_FFFF_FFFF, -5i64 as u64, 1 << 63] {
+            assert_eq!(refusal(code), None, "{code:#x}");
         }
     }
 

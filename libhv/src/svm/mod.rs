@@ -8,6 +8,7 @@ mod guest_state;
 pub mod instructions;
 mod msr;
 pub mod npt;
+mod pmu;
 mod vcpu;
 pub mod vmcb;
 

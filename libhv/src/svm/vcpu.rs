@@ -57,7 +57,7 @@ pub struct Svm {
     host: Frames,
     /// What VMSAVE and EFER hold is this processor's: the value does not leave it.
     pinned: PhantomData<*const ()>,
-    msrs: MsrPermissions,
+    pub(super) msrs: MsrPermissions,
     ports: PortPermissions,
     nmi: NmiState,
     has_tsc_aux: bool,
@@ -262,9 +262,8 @@ impl Svm {
     #[inline(never)]
     fn sort(&mut self) -> core::result::Result<Option<Exit>, EntryFailure> {
         let raw = self.raw_exit();
-        // QEMU's TCG writes 32 bits of the code.
-        if raw.code as u32 == code::INVALID as u32 {
-            return Err(EntryFailure::InvalidState(raw));
+        if let Some(refusal) = decode::refusal(raw.code) {
+            return Err(EntryFailure::InvalidState(RawExit { code: refusal, ..raw }));
         }
         if raw.code == code::IRET {
             self.step_to_nmi(true);

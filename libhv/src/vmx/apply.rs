@@ -58,7 +58,7 @@ impl Backend for Vmx {
         }
         self.set_tables(state.gdtr, state.idtr);
         self.vmcs.write(field::GUEST_DR7, DR7_AFTER_RESET);
-        self.vmcs.write(field::GUEST_DEBUGCTL, 0);
+        self.vmcs.set_debugctl(0);
         self.vmcs.write(field::GUEST_PENDING_DEBUG, 0);
         self.vmcs.write(field::GUEST_INTERRUPTIBILITY, 0);
         self.vmcs.write(field::GUEST_ACTIVITY, 0);

@@ -106,6 +106,18 @@ pub struct Controls {
     pub entry: EntryControls,
 }
 
+/// How IA32_PERF_GLOBAL_CTRL can be switched with the world.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GlobalControlMeans {
+    /// Entries load it from the VMCS; exits save it there, and load the host's.
+    Fields,
+    /// Exits cannot save it to the VMCS (before Sapphire Rapids): they store it to memory, from where entries load it.
+    /// Exits load the host's from the VMCS.
+    List,
+    /// Exits or entries cannot load it.
+    Missing,
+}
+
 impl Controls {
     fn choose(raw: &RawCapabilities) -> Result<Self, Requirement> {
         let pin =
@@ -197,6 +209,20 @@ impl Capabilities {
             (true, false) => Level::Size2M,
             (false, _) => Level::Size4K,
         }
+    }
+    /// Returns how IA32_PERF_GLOBAL_CTRL can be switched with the world.
+    pub fn global_control(&self) -> GlobalControlMeans {
+        let loads = self.raw.entry.has(EntryControls::LOAD_PERF_GLOBAL_CTRL.0)
+            && self.raw.exit.has(ExitControls::LOAD_PERF_GLOBAL_CTRL.0);
+        match (loads, self.raw.exit.has(ExitControls::SAVE_PERF_GLOBAL_CTRL.0)) {
+            (true, true) => GlobalControlMeans::Fields,
+            (true, false) => GlobalControlMeans::List,
+            (false, _) => GlobalControlMeans::Missing,
+        }
+    }
+    /// Returns how many MSRs a list of them for entries and exits may have (SDM Vol. 3D App. A.6).
+    pub fn msr_list_limit(&self) -> usize {
+        512 * (1 + self.raw.misc.get_bits(25..28) as usize)
     }
     /// Returns whether EPT keeps accessed and dirty flags.
     pub fn accessed_and_dirty_flags(&self) -> bool {
@@ -331,6 +357,33 @@ pub(super) mod tests {
             let raw = RawCapabilities { ept_vpid: complete().ept_vpid & !(1 << bit), ..complete() };
             assert_eq!(Capabilities::judge(raw), Err(Requirement::NestedPaging), "bit {bit}");
         }
+    }
+
+    /// The bits are those of SDM Vol. 3C tables "Definitions of Primary VM-Exit Controls" and "... VM-Entry Controls".
+    #[test]
+    fn the_global_control_is_switched_by_fields_by_a_list_or_not_at_all() {
+        let with = |exit_bits: u64, entry_bits: u64| {
+            let mut raw = complete();
+            raw.exit.word = raw.exit.word & !(1 << (32 + 12) | 1 << (32 + 30)) | exit_bits << 32;
+            raw.entry.word = raw.entry.word & !(1 << (32 + 13)) | entry_bits << 32;
+            let capabilities = Capabilities::judge(raw).expect("none of these is required");
+            let controls = capabilities.controls();
+            assert_eq!((controls.exit.0 & (1 << 12 | 1 << 30), controls.entry.0 & 1 << 13), (0, 0), "off at first");
+            capabilities.global_control()
+        };
+        assert_eq!(with(1 << 12 | 1 << 30, 1 << 13), GlobalControlMeans::Fields);
+        assert_eq!(with(1 << 12, 1 << 13), GlobalControlMeans::List);
+        for (exit_bits, entry_bits) in [(0, 0), (1 << 30, 1 << 13), (1 << 12 | 1 << 30, 0), (1 << 12, 0), (0, 1 << 13)]
+        {
+            assert_eq!(with(exit_bits, entry_bits), GlobalControlMeans::Missing);
+        }
+    }
+
+    #[test]
+    fn lists_of_msrs_are_as_long_as_the_processor_says() {
+        let limit =
+            |misc| Capabilities::judge(RawCapabilities { misc, ..complete() }).map(|found| found.msr_list_limit());
+        assert_eq!((limit(0x2000_01E5), limit(0x0E00_0000)), (Ok(512), Ok(4096)));
     }
 
     #[test]

@@ -87,6 +87,9 @@ fields! {
     IO_BITMAP_A: u64, Host = 0x2000;
     IO_BITMAP_B: u64, Host = 0x2002;
     MSR_BITMAPS: u64, Host = 0x2004;
+    EXIT_MSR_STORE_ADDRESS: u64, Host = 0x2006;
+    EXIT_MSR_LOAD_ADDRESS: u64, Host = 0x2008;
+    ENTRY_MSR_LOAD_ADDRESS: u64, Host = 0x200A;
     TSC_OFFSET: u64, Guest = 0x2010;
     EPT_POINTER: u64, Host = 0x201A;
     XSS_EXITING_BITMAP: u64, Host = 0x202C;
@@ -128,6 +131,7 @@ fields! {
     GUEST_DEBUGCTL: u64, Guest = 0x2802;
     GUEST_PAT: u64, Guest = 0x2804;
     GUEST_EFER: u64, Guest = 0x2806;
+    GUEST_PERF_GLOBAL_CTRL: u64, Guest = 0x2808;
     GUEST_PDPTE0: u64, Guest = 0x280A;
     GUEST_ES_LIMIT: u32, Guest = 0x4800;
     GUEST_GDTR_LIMIT: u32, Guest = 0x4810;
@@ -161,6 +165,7 @@ fields! {
     HOST_TR_SELECTOR: u16, Host = 0x0C0C;
     HOST_PAT: u64, Host = 0x2C00;
     HOST_EFER: u64, Host = 0x2C02;
+    HOST_PERF_GLOBAL_CTRL: u64, Host = 0x2C04;
     HOST_SYSENTER_CS: u32, Host = 0x4C00;
     HOST_CR0: u64, Host = 0x6C00;
     HOST_CR3: u64, Host = 0x6C02;

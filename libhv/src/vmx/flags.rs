@@ -100,6 +100,8 @@ flags! {
         SAVE_DEBUG_CONTROLS = 2;
         /// The host is in 64-bit mode.
         HOST_64_BIT = 9;
+        /// IA32_PERF_GLOBAL_CTRL is loaded.
+        LOAD_PERF_GLOBAL_CTRL = 12;
         /// An external interrupt is acknowledged, and its vector saved.
         ACKNOWLEDGE_INTERRUPT = 15;
         /// IA32_PAT is saved.
@@ -112,6 +114,8 @@ flags! {
         LOAD_EFER = 21;
         /// What is left on the preemption timer is saved.
         SAVE_PREEMPTION_TIMER = 22;
+        /// IA32_PERF_GLOBAL_CTRL is saved; not before Sapphire Rapids.
+        SAVE_PERF_GLOBAL_CTRL = 30;
     }
 }
 
@@ -122,6 +126,8 @@ flags! {
         LOAD_DEBUG_CONTROLS = 2;
         /// The guest is in IA-32e mode after the entry.
         IA32E_MODE_GUEST = 9;
+        /// IA32_PERF_GLOBAL_CTRL is loaded.
+        LOAD_PERF_GLOBAL_CTRL = 13;
         /// IA32_PAT is loaded.
         LOAD_PAT = 14;
         /// IA32_EFER is loaded.

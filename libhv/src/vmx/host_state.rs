@@ -1,10 +1,15 @@
 //! Where the host goes on after an exit: the state of this processor as it is now, read once.
 #![expect(unsafe_code, reason = "reads MSRs, TR and the TSS descriptor, and says what VM exits load")]
 
+use super::capability::Capabilities;
+use super::debug_control::DebugControl;
+use super::msr_list::MsrList;
 use super::vmcs::Vmcs;
-use super::{entry, field};
+use super::{entry, field, instructions};
+use crate::error::{Error, Result};
 use crate::exit::Msr;
 use crate::hw::bare;
+use crate::memory::FrameSource;
 use bit_field::BitField;
 use core::arch::asm;
 use x86_64::PhysAddr;
@@ -15,6 +20,7 @@ use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 const SYSENTER_CS: Msr = Msr(0x174);
 const SYSENTER_ESP: Msr = Msr(0x175);
 const SYSENTER_EIP: Msr = Msr(0x176);
+const DEBUGCTL: Msr = Msr(0x1D9);
 const PAT: Msr = Msr(0x277);
 const EFER: Msr = Msr(0xC000_0080);
 const FS_BASE: Msr = Msr(0xC000_0100);
@@ -74,6 +80,26 @@ pub(super) unsafe fn capture(vmcs: &mut Vmcs) {
     ];
     // SAFETY: as above; HOST_RSP is written by `entry`, before the first entry.
     unsafe { vmcs.assign(&assignments) }
+}
+
+/// Has FREEZE_WHILE_SMM of IA32_DEBUGCTL stay as the host has it, in the guest and after exits, which clear the register:
+/// a list of MSRs to load brings it back. Where the host has it clear, there is no list.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]
+pub(super) fn keep_debug_control(
+    vmcs: &mut Vmcs,
+    capabilities: &Capabilities,
+    frames: &mut impl FrameSource,
+) -> Result<Option<MsrList>> {
+    let debug_control = DebugControl::of_host(instructions::host_debugctl());
+    let Some(value) = debug_control.after_exit() else { return Ok(None) };
+    let full = Error::OutOfMemory("the list of MSRs that exits load");
+    let mut list = MsrList::new(frames.allocate(1).ok_or(full)?, capabilities.msr_list_limit());
+    list.set(DEBUGCTL, value).map_err(|_| full)?;
+    // SAFETY: a bit of the host's own register, which was set; frames are never given back, so the list lives for ever.
+    unsafe { vmcs.load_on_exit(debug_control, &list) }
+    Ok(Some(list))
 }
 
 /// Has VM exits load `root` into CR3.

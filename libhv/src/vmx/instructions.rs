@@ -4,6 +4,7 @@
 use super::capability::{self, Allowed, RawCapabilities};
 use crate::exit::Msr;
 use crate::hw::bare;
+use crate::pmu::capability::FREEZE_IN_SMM;
 use bit_field::BitField;
 use core::arch::asm;
 use x86_64::PhysAddr;
@@ -177,6 +178,22 @@ pub(super) unsafe fn write_dr6(value: u64) {
     let value = value & 0xFFFF_FFFF;
     // SAFETY: as for reading it; bits 63:32, which would fault, are clear.
     unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}
+
+/// Returns the host's IA32_DEBUGCTL where it has FREEZE_WHILE_SMM; 0 where not. The processor is in VMX operation.
+pub(super) fn host_debugctl() -> u64 {
+    const PERF_CAPABILITIES: Msr = Msr(0x345);
+    const DEBUGCTL: Msr = Msr(0x1D9);
+    if !raw_cpuid::CpuId::new().get_feature_info().is_some_and(|info| info.has_pdcm()) {
+        return 0;
+    }
+    // SAFETY: VMX operation is at privilege level 0; CPUID.1:ECX.PDCM says that the register exists.
+    let capabilities = unsafe { bare::read_msr(PERF_CAPABILITIES) };
+    if capabilities & FREEZE_IN_SMM == 0 {
+        return 0;
+    }
+    // SAFETY: as above; the register exists on every processor with VMX.
+    unsafe { bare::read_msr(DEBUGCTL) }
 }
 
 /// Reads the capability MSRs; `None` where there is no VMX, or not the privilege to ask.

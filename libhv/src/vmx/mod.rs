@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod capability;
+mod debug_control;
 mod decode;
 mod entry;
 pub mod ept;
@@ -15,6 +16,8 @@ mod guest_state;
 mod host_state;
 mod instructions;
 mod msr;
+mod msr_list;
+mod pmu;
 mod setup;
 mod timer;
 mod vmcs;
@@ -30,12 +33,16 @@ use crate::registers::Gpr;
 use decode::ExitFields;
 use entry::Registers;
 use flags::ExitReason;
+use msr_list::MsrList;
+use pmu::GlobalControl;
 use vmcs::Vmcs;
 
 /// A virtual processor on the processor that made it.
 ///
-/// It takes five frames: the VMXON region, the VMCS, and those of MSR and port permissions. Vector and x87 state, XCR0, CR2, DR0 to
-/// DR3, DR6, the SYSCALL MSRs, IA32_KERNEL_GS_BASE and IA32_TSC_AUX stay in the processor as the guest has them.
+/// It takes five frames: the VMXON region, the VMCS, and those of MSR and port permissions; a sixth where exits cannot save
+/// IA32_PERF_GLOBAL_CTRL to the VMCS, and one more where the host has IA32_DEBUGCTL.FREEZE_WHILE_SMM set. Vector and x87
+/// state, XCR0, CR2, DR0 to DR3, DR6, the SYSCALL MSRs, IA32_KERNEL_GS_BASE and IA32_TSC_AUX stay in the processor as the
+/// guest has them, and so do the registers of the PMU, but for IA32_PERF_GLOBAL_CTRL.
 #[derive(Debug)]
 pub struct Vmx {
     registers: Registers,
@@ -51,6 +58,9 @@ pub struct Vmx {
     nested: NestedTables<EptEntry>,
     msrs: MsrPermissions,
     ports: PortPermissions,
+    global_control: GlobalControl,
+    /// What exits load beside the host's fields.
+    _exit_loads: Option<MsrList>,
 }
 
 /// Events on their way. Entering forgets both with one store: their first words stand side by side.

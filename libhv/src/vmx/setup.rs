@@ -3,6 +3,7 @@
 
 use super::entry::Registers;
 use super::flags::SecondaryControls;
+use super::pmu::GlobalControl;
 use super::vmcs::Vmcs;
 use super::{Deliveries, EptEntry, Vmx, ept, guest_state, host_state, msr};
 use crate::error::{Error, Result};
@@ -33,6 +34,7 @@ impl Vmx {
         let msr_frames = frames.allocate(1).ok_or(Error::OutOfMemory("MSR permissions"))?;
         let ports = PortPermissions::closed(port_frames);
         let msrs = MsrPermissions::closed(msr_frames, vmx_layout);
+        let global_control = GlobalControl::new(&capabilities, frames)?;
         // SAFETY: `check` found privilege level 0 and these capabilities; condition 2 above.
         let mut vmcs = unsafe { Vmcs::enable(&capabilities, frames) }?;
         let bitmaps = ports.physical().as_u64();
@@ -42,6 +44,7 @@ impl Vmx {
         unsafe { vmcs.arrange(&capabilities, pointer, tag, [bitmaps, bitmaps + 4096], msrs.physical().as_u64()) }
         // SAFETY: condition 1 above.
         unsafe { host_state::capture(&mut vmcs) }
+        let exit_loads = host_state::keep_debug_control(&mut vmcs, &capabilities, frames)?;
         let tsc_aux = capabilities.controls().secondary.contains(SecondaryControls::RDTSCP);
         vmcs.reset_residents();
         msr::reset(&mut vmcs, tsc_aux);
@@ -60,6 +63,8 @@ impl Vmx {
             nested,
             msrs,
             ports,
+            global_control,
+            _exit_loads: exit_loads,
         };
         this.own_cr4(0);
         this.load(&EntryState::real_mode(0xF000, 0xFFF0));

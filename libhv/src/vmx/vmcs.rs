@@ -2,9 +2,11 @@
 #![expect(unsafe_code, reason = "enables VMX, and reads and writes the current VMCS")]
 
 use super::capability::{self, Capabilities};
+use super::debug_control::DebugControl;
 use super::field::{self, Field, Guest, Host, Value};
 use super::flags::{EntryControls, ExitControls, PinControls, PrimaryControls, SecondaryControls};
 use super::instructions;
+use super::msr_list::MsrList;
 use crate::error::{EntryFailure, Error, Requirement, Result};
 use crate::exit::Msr;
 use crate::hw::bare;
@@ -28,6 +30,7 @@ pub(super) struct Vmcs {
     tag: Option<NonZeroU16>,
     invept_kind: u64,
     invvpid_kind: u64,
+    debug_control: DebugControl,
     processor: PhantomData<*const ()>,
 }
 
@@ -101,6 +104,7 @@ impl Vmcs {
             tag: None,
             invept_kind: if capabilities.single_context_invept() { 1 } else { 2 },
             invvpid_kind: if capabilities.single_context_invvpid() { 1 } else { 2 },
+            debug_control: DebugControl::of_host(0),
             processor: PhantomData,
         };
         if cleared && current { Ok(this) } else { Err(Error::VmEntry(EntryFailure::NoCurrentVmcs)) }
@@ -197,12 +201,74 @@ impl Vmcs {
             Window::Interrupt => PrimaryControls::INTERRUPT_WINDOW_EXITING,
             Window::Nmi => PrimaryControls::NMI_WINDOW_EXITING,
         };
+        self.set_primary(control, on);
+    }
+
+    /// Says whether RDPMC leaves the guest.
+    pub(super) fn intercept_rdpmc(&mut self, on: bool) {
+        self.set_primary(PrimaryControls::RDPMC_EXITING, on);
+    }
+
+    /// Switches a window, or the interception of RDPMC.
+    #[inline]
+    fn set_primary(&mut self, control: PrimaryControls, on: bool) {
         let controls = self.primary.with(control, on);
         if controls != self.primary {
             self.primary = controls;
-            // SAFETY: a window makes the guest leave more often, nothing else.
+            // SAFETY: a window makes the guest leave more often, nothing else; RDPMC reads counters, nothing else.
             unsafe { instructions::vmwrite(field::PRIMARY_CONTROLS.encoding(), controls.0.into()) }
         }
+    }
+
+    /// Has entries load IA32_PERF_GLOBAL_CTRL, and exits save the guest's and load `host`, or no longer; with `list` the
+    /// guest's is in it, without it is in the VMCS. The processor has the controls.
+    ///
+    /// # Safety
+    /// `list` has IA32_PERF_GLOBAL_CTRL alone and lives as long as the VMCS.
+    pub(super) unsafe fn switch_global_control(&mut self, on: bool, host: u64, list: Option<&MsrList>) {
+        let by_fields = on && list.is_none();
+        let exit = ExitControls(self.read(field::EXIT_CONTROLS))
+            .with(ExitControls::LOAD_PERF_GLOBAL_CTRL, on)
+            .with(ExitControls::SAVE_PERF_GLOBAL_CTRL, by_fields);
+        let entry =
+            EntryControls(self.read(field::ENTRY_CONTROLS)).with(EntryControls::LOAD_PERF_GLOBAL_CTRL, by_fields);
+        let assignments =
+            [field::HOST_PERF_GLOBAL_CTRL.of(host), field::EXIT_CONTROLS.of(exit.0), field::ENTRY_CONTROLS.of(entry.0)];
+        // SAFETY: these say which counters count when, nothing else.
+        unsafe { self.assign(&assignments) }
+        if let Some(list) = list {
+            let (address, count) = (list.physical().as_u64(), if on { list.count() } else { 0 });
+            let assignments = [
+                field::EXIT_MSR_STORE_ADDRESS.of(address),
+                field::ENTRY_MSR_LOAD_ADDRESS.of(address),
+                field::EXIT_MSR_STORE_COUNT.of(count),
+                field::ENTRY_MSR_LOAD_COUNT.of(count),
+            ];
+            // SAFETY: as above; the caller vouches for what is on the list, and for its life.
+            unsafe { self.assign(&assignments) }
+        }
+    }
+
+    /// Has exits load the MSRs of `list`, which is where the host's bit of IA32_DEBUGCTL comes back from.
+    ///
+    /// # Safety
+    /// `list` has values that the host wants to have after an exit, of MSRs that exits can load, and lives as long as the
+    /// VMCS.
+    pub(super) unsafe fn load_on_exit(&mut self, debug_control: DebugControl, list: &MsrList) {
+        self.debug_control = debug_control;
+        let assignments =
+            [field::EXIT_MSR_LOAD_ADDRESS.of(list.physical().as_u64()), field::EXIT_MSR_LOAD_COUNT.of(list.count())];
+        // SAFETY: the caller vouches for the list.
+        unsafe { self.assign(&assignments) }
+    }
+
+    /// Returns IA32_DEBUGCTL as the guest reads it.
+    pub(super) fn debugctl(&self) -> u64 {
+        DebugControl::as_guest_reads(self.read(field::GUEST_DEBUGCTL))
+    }
+    /// Sets IA32_DEBUGCTL as the guest writes it.
+    pub(super) fn set_debugctl(&mut self, value: u64) {
+        self.write(field::GUEST_DEBUGCTL, self.debug_control.while_guest_runs(value));
     }
 
     /// Switches the preemption timer, which the processor has.

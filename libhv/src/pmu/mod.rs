@@ -6,12 +6,14 @@
 
 pub mod bank;
 pub mod capability;
+pub mod filter;
 pub mod policy;
 pub mod registers;
 pub mod slot;
 pub mod view;
 
 pub use capability::PmuCapability;
+pub use filter::{ConstFilter, EventFilter, Filtered, FilteredBy, MaskedEvent};
 pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
 pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
 pub use view::{Fault, PmuView};

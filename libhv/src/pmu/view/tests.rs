@@ -48,7 +48,7 @@ impl Said {
         (0..32).filter(|n| self.has_fixed(*n)).fold(0, |mask, n| mask | 1 << n)
     }
     fn enables(&self) -> u64 {
-        (1 << self.counters()) - 1 | self.fixed_mask() << 32
+        ((1 << self.counters()) - 1) | (self.fixed_mask() << 32)
     }
 
     /// What a write keeps; `None` is #GP.

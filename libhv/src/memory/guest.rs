@@ -176,6 +176,23 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Writes words of 64 bits to the 4 KiB page at `page`, one after the other as another processor sees it: each with
+    /// its number, of which nine bits count. This is the shortest way to several words that belong together.
+    ///
+    /// # Errors
+    /// [`NotMemory`] when `page` is none that begins a page of memory; nothing has been written then.
+    #[inline]
+    pub fn write_words<const N: usize>(
+        &mut self,
+        page: Gpa,
+        words: [(usize, u64); N],
+    ) -> core::result::Result<(), NotMemory> {
+        let (region, offset) = self.find(page)?;
+        region.window.write_words(offset, words).ok_or(NotMemory(page))?;
+        self.landed(page, PAGE_SIZE);
+        Ok(())
+    }
+
     /// Exchanges a number in one locked access if it still is `current`: `Ok(Ok(current))` when it was, and
     /// `Ok(Err(other))` with what it is when not.
     ///

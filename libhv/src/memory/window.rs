@@ -6,6 +6,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use x86_64::PhysAddr;
 
+/// Words of 64 bits in a page.
+const PAGE_WORDS: usize = 512;
+
 /// Host memory that is a guest's to change: the proof without which nothing is put into nested tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestFrames {
@@ -170,6 +173,24 @@ impl Window {
             Width::Dword => unsafe { AtomicU32::from_ptr(into.cast()) }.store(value as u32, Ordering::Relaxed),
             // SAFETY: as above.
             Width::Qword => unsafe { AtomicU64::from_ptr(into.cast()) }.store(value, Ordering::Relaxed),
+        }
+        Some(())
+    }
+
+    /// Writes words of 64 bits in their order, each by its number in the page at `offset`, of which nine bits count;
+    /// `None`, and nothing written, when the window does not have the whole page.
+    #[inline]
+    #[must_use]
+    pub(super) fn write_words<const N: usize>(&self, offset: usize, words: [(usize, u64); N]) -> Option<()> {
+        if !offset.is_multiple_of(PAGE_WORDS * 8) {
+            return None;
+        }
+        let page = self.at(offset, PAGE_WORDS * 8)?.cast::<u64>();
+        for (number, value) in words {
+            let word = page.wrapping_add(number % PAGE_WORDS);
+            // SAFETY: the whole page is in the window (`at`), whose base is aligned to 8 (`new`) as is the page's
+            // offset; shared by atomic accesses alone.
+            unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
         }
         Some(())
     }

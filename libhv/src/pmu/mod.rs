@@ -7,6 +7,7 @@
 pub mod bank;
 pub mod capability;
 pub mod filter;
+pub mod paravirt;
 pub mod policy;
 pub mod registers;
 pub mod slot;
@@ -14,6 +15,7 @@ pub mod view;
 
 pub use capability::PmuCapability;
 pub use filter::{ConstFilter, EventFilter, Filtered, FilteredBy, MaskedEvent};
+pub use paravirt::Paravirtual;
 pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
 pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
 pub use view::{Fault, PmuView};

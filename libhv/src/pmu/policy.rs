@@ -58,6 +58,8 @@ pub trait PmuPolicy {
     /// Whether [`permits`](Self::permits) and [`permits_fixed`](Self::permits_fixed) refuse anything. If not, selectors
     /// are passed too, where the processor allows it, and the filter costs nothing.
     const FILTERS: bool;
+    /// Whether the guest has paravirtual events: see [`Paravirtual`](super::Paravirtual).
+    const PARAVIRTUAL: bool = false;
 
     /// Decides what the guest gets of what the processor has.
     fn share(&self, host: &PmuCapability) -> PmuShare {

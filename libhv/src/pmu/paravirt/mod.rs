@@ -1,0 +1,185 @@
+#![doc = include_str!("abi.md")]
+//!
+//! # In the library
+//! [`Paravirt`] is the state of one virtual processor's events, pure of hardware; the policy [`Paravirtual`] gives a
+//! guest one, on top of any policy for the PMU. The tables above, the blocks' layout and the C header `abi.h` come from
+//! one definition, [`abi`].
+
+pub mod abi;
+mod call;
+mod event;
+pub mod layout;
+mod page;
+mod policy;
+pub mod request;
+mod saved;
+pub mod source;
+#[cfg(test)]
+mod specification;
+#[cfg(test)]
+mod tests;
+
+pub use abi::Refusal;
+pub use call::Call;
+pub use policy::Paravirtual;
+pub use saved::BadState;
+pub use source::{CounterId, CounterSource, HardwareEvent, NotLent};
+
+use crate::address::Gpa;
+use crate::trace::Trace;
+use abi::{MAX_EVENTS, REASONS, Reason, Software};
+use event::Event;
+use request::Counted;
+
+/// What a call answers: done, or why not.
+pub type Answer = Result<(), Refusal>;
+
+/// Returns what EAX holds after a call.
+pub const fn status(answer: Answer) -> u32 {
+    match answer {
+        Ok(()) => 0,
+        Err(refusal) => refusal.number(),
+    }
+}
+
+/// One virtual processor's paravirtual events.
+///
+/// The exits are counted by its [`Trace`], whoever asks for them or not; all else that is counted is counted here.
+#[derive(Clone, Debug)]
+pub struct Paravirt {
+    events: [Option<Event>; MAX_EVENTS as usize],
+    page: Option<Gpa>,
+    sequence: u64,
+    /// Exits before this processor was restored here, less those that its trace held then.
+    origin: [u64; REASONS],
+    stolen_ticks: u64,
+    injected_pmis: u64,
+    injected_interrupts: u64,
+    emulated_instructions: u64,
+    /// Events that have overflowed since their result was last written, a bit each.
+    overflowed: u64,
+    /// Events whose overflow is looked for at every exit, a bit each.
+    watched: u32,
+    /// An overflow was found that the guest is to be told.
+    due: bool,
+    /// The page has never been written.
+    fresh: bool,
+    /// Words of the page other than exits and stolen ticks have changed.
+    dirty: bool,
+    /// There is something to do at every exit.
+    asked: bool,
+}
+
+impl Default for Paravirt {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Paravirt {
+    /// Begins without events and without a page.
+    pub const fn new() -> Self {
+        Self {
+            events: [const { None }; MAX_EVENTS as usize],
+            page: None,
+            sequence: 0,
+            origin: [0; REASONS],
+            stolen_ticks: 0,
+            injected_pmis: 0,
+            injected_interrupts: 0,
+            emulated_instructions: 0,
+            overflowed: 0,
+            watched: 0,
+            due: false,
+            fresh: false,
+            dirty: false,
+            asked: false,
+        }
+    }
+
+    /// Closes all events and gives the page up: the guest was reset, or asks for as much.
+    pub fn reset(&mut self, source: &mut impl CounterSource) {
+        for event in self.events.iter_mut().filter_map(Option::take) {
+            event.release(source);
+        }
+        (self.page, self.overflowed, self.watched, self.due) = (None, 0, 0, false);
+        self.ask();
+    }
+
+    /// Returns where the guest has its page of counters.
+    pub fn page(&self) -> Option<Gpa> {
+        self.page
+    }
+
+    /// Returns whether anything is to be done at every exit: then [`handled`](Self::handled) is to be called.
+    #[inline]
+    pub fn asked(&self) -> bool {
+        self.asked
+    }
+
+    /// Takes down that an interrupt of a performance-monitoring counter was raised.
+    #[inline]
+    pub fn count_pmi(&mut self) {
+        self.injected_pmis = self.injected_pmis.wrapping_add(1);
+        self.dirty = true;
+    }
+
+    /// Takes down that a maskable interrupt was delivered.
+    #[inline]
+    pub fn count_interrupt(&mut self) {
+        self.injected_interrupts = self.injected_interrupts.wrapping_add(1);
+        self.dirty = true;
+    }
+
+    /// Takes down that an instruction was executed in software.
+    #[inline]
+    pub fn count_emulated(&mut self) {
+        self.emulated_instructions = self.emulated_instructions.wrapping_add(1);
+        self.dirty = true;
+    }
+
+    /// Takes down that a counter has counted its event's period `times` more.
+    pub fn overflowed(&mut self, counter: CounterId, times: u64) {
+        for (id, event) in self.events.iter_mut().enumerate() {
+            if let Some(event) = event.as_mut().filter(|event| event.counter() == Some(counter)) {
+                event.overflow(times);
+                self.overflowed |= 1 << id;
+                self.due |= event.notifies();
+                self.dirty = true;
+                self.asked = true;
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let counts_ticks = |event: &Event| event.counted() == Counted::Software(Software::StolenTicks);
+        self.asked =
+            self.page.is_some() || self.watched != 0 || self.due || self.events.iter().flatten().any(counts_ticks);
+    }
+
+    fn exits(&self, reason: Reason, trace: &Trace) -> u64 {
+        trace.count(reason.into()).exits.wrapping_add(self.origin[reason.number() as usize % REASONS])
+    }
+
+    /// Returns how often a software event has happened.
+    pub fn happened(&self, event: Software, trace: &Trace) -> u64 {
+        match event {
+            Software::Exits => Reason::ALL.iter().fold(0, |sum, &reason| self.exits(reason, trace).wrapping_add(sum)),
+            Software::StolenTicks => self.stolen_ticks,
+            Software::NestedFaults => self.exits(Reason::NestedPageFault, trace),
+            Software::InjectedPmis => self.injected_pmis,
+            Software::InjectedInterrupts => self.injected_interrupts,
+            Software::EmulatedInstructions => self.emulated_instructions,
+        }
+    }
+
+    /// Returns what a counter that was always on would hold; a lent one, since it was lent.
+    fn total(&self, event: &Event, trace: &Trace, source: &mut impl CounterSource) -> u64 {
+        match (event.counted(), event.counter()) {
+            (Counted::Software(software), _) => self.happened(software, trace),
+            (Counted::Exits(reason), _) => self.exits(reason, trace),
+            (Counted::Hardware(_), Some(counter)) => source.read(counter),
+            (Counted::Hardware(_), None) => 0,
+        }
+    }
+}

@@ -105,7 +105,7 @@ impl Paravirt {
     /// Gives an event the counter it needs.
     pub(super) fn lend(&self, event: Event, source: &mut impl CounterSource) -> Result<Event, Refusal> {
         let Counted::Hardware(hardware) = event.counted() else { return Ok(event) };
-        let counter = source.open(hardware, event.period(), event.to_overflow())?;
+        let counter = source.open(hardware, event.period(), event.ahead())?;
         Ok(event.with_counter(Some(counter)))
     }
 

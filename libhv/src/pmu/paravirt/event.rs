@@ -40,7 +40,7 @@ impl Event {
     }
 
     /// Returns how far it is from its next overflow; without a period, 0.
-    pub(super) fn to_overflow(&self) -> u64 {
+    pub(super) fn ahead(&self) -> u64 {
         self.request.period.saturating_sub(self.count.wrapping_sub(self.since))
     }
 

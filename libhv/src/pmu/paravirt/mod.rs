@@ -146,9 +146,9 @@ impl Paravirt {
                 self.overflowed |= 1 << id;
                 self.due |= event.notifies();
                 self.dirty = true;
-                self.asked = true;
             }
         }
+        self.ask();
     }
 
     fn ask(&mut self) {

@@ -148,7 +148,8 @@ mod tests {
             Request::decode(&block)
         };
         assert_eq!(changed(|_| {}), Ok(GOOD));
-        let cases: &[(fn(&mut OpenBlock), Refusal)] = &[
+        type Case = (fn(&mut OpenBlock), Refusal);
+        let cases: &[Case] = &[
             (|block| block.version = 0, Refusal::WrongVersion),
             (|block| block.version = 2, Refusal::WrongVersion),
             (|block| block.length = 56, Refusal::WrongLength),

@@ -100,7 +100,7 @@ impl Paravirt {
         check_header(state.version, state.length, State::LENGTH).map_err(BadState::Head)?;
         let no_page = state.flags & STATE_PAGE == 0 && state.page != 0;
         let unknown = state.exits.iter().skip(Reason::ALL.len()).chain(&state.reserved).any(|&word| word != 0);
-        if state.flags & !(STATE_PAGE | STATE_DUE) != 0 || no_page || unknown || state.sequence % 2 != 0 {
+        if state.flags & !(STATE_PAGE | STATE_DUE) != 0 || no_page || unknown || !state.sequence.is_multiple_of(2) {
             return Err(BadState::Head(Refusal::ReservedBits));
         }
         let mut paravirt = Self {

@@ -146,7 +146,8 @@ fn a_bad_state_is_refused_by_the_checks_of_calls_and_takes_no_counter() {
     assert_eq!(world.call(Operation::Page, 0, 0x3000), Ok(()));
     let good = world.paravirt.save(&world.trace, &mut world.lab);
     let event = |id, why| BadState::Event { id, why };
-    let cases: &[(fn(&mut State), BadState)] = &[
+    type Case = (fn(&mut State), BadState);
+    let cases: &[Case] = &[
         (|state| state.version = 2, BadState::Head(Refusal::WrongVersion)),
         (|state| state.length = 0, BadState::Head(Refusal::WrongLength)),
         (|state| state.flags = 4, BadState::Head(Refusal::ReservedBits)),

@@ -10,6 +10,7 @@ use crate::memory::GuestMemory;
 use crate::memory::guest::Region;
 use crate::memory::nested::{Level, NestedEntry, NestedTables};
 use crate::platform::Machine;
+use crate::pmu::{Pmu, PmuPolicy};
 use crate::svm;
 use crate::vcpu::cpuid::{HostCpuid, Settings};
 use crate::vcpu::{Appliance, Backend, Vcpu, World};
@@ -20,14 +21,15 @@ use raw_cpuid::CpuId;
 
 /// A hypervisor to be. What is not asked for costs nothing: it is not even there.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Hypervisor<A = ()> {
+pub struct Hypervisor<P = (), A = ()> {
+    pmu: P,
     appliance: A,
 }
 
 impl Hypervisor {
     /// Begins with no wishes.
     pub const fn new() -> Self {
-        Self { appliance: () }
+        Self { pmu: (), appliance: () }
     }
 }
 
@@ -52,10 +54,15 @@ impl Vendor {
     }
 }
 
-impl<A: Appliance> Hypervisor<A> {
+impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
     /// Has `appliance` asked about every exit before the library's own rooms.
-    pub fn appliance<N: Appliance>(self, appliance: N) -> Hypervisor<N> {
-        Hypervisor { appliance }
+    pub fn appliance<N: Appliance>(self, appliance: N) -> Hypervisor<P, N> {
+        Hypervisor { pmu: self.pmu, appliance }
+    }
+
+    /// Has the guest get what `policy` gives it of the PMU; it gets nothing when this is not called.
+    pub fn pmu<N: PmuPolicy>(self, policy: N) -> Hypervisor<N, A> {
+        Hypervisor { pmu: policy, appliance: self.appliance }
     }
 
     /// Makes the guest and runs it until it ends.
@@ -112,7 +119,8 @@ impl<A: Appliance> Hypervisor<A> {
         let mut nested = NestedTables::new(&mut machine.frames(), largest)?;
         nested.map_all(&mut machine.frames(), &memory)?;
         let backend = make(machine, nested)?;
-        let mut vcpu = Vcpu::new(backend, self.appliance, 0, &HostCpuid, &settings, &entry);
+        let counters = if Pmu::<P>::PRESENT { machine.pmu_capability() } else { None };
+        let mut vcpu = Vcpu::with_pmu(backend, self.appliance, self.pmu, counters, 0, &HostCpuid, &settings, &entry);
         crate::log!("bench kept-memory {} bytes", machine.kept());
         let entry_tsc = machine.entry_tsc();
         let host = machine.processor();

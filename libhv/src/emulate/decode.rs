@@ -84,6 +84,14 @@ pub(super) struct Decoded {
     pub(super) one_place: bool,
 }
 
+impl Decoded {
+    /// Returns whether it goes elsewhere than to the next instruction.
+    #[inline]
+    pub(super) const fn is_branch(&self) -> bool {
+        matches!(self.operation, Operation::Call(_) | Operation::Jump(_) | Operation::Return(_))
+    }
+}
+
 /// Decodes the instruction that `bytes` begin with, in code of `bits` bits (16, 32 or 64) at `rip`. `None` where they
 /// are no whole instruction, or one that `execute` does not know.
 pub(super) fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Decoded> {

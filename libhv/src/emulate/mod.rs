@@ -51,6 +51,8 @@ pub enum Outcome {
     Done {
         /// RIP after the instruction, or where it jumped.
         next_rip: u64,
+        /// It was a branch.
+        branch: bool,
     },
     /// Part of a repeated string instruction is done, or another processor was in the way: RIP stays, and the guest
     /// goes on with the same instruction, after interrupts that are pending.
@@ -90,11 +92,12 @@ impl Emulator {
     ) -> Outcome {
         let bits = cpu.code_bits();
         let outcome = self.cache.instruction(cpu, memory, bits, cause).and_then(|instruction| {
+            let branch = instruction.is_branch();
             let mut machine = Machine { cpu, memory, bus, cause, features: self.features, paging: None, bits };
-            machine.execute(instruction)
+            Ok((machine.execute(instruction)?, branch))
         });
         match outcome {
-            Ok(next_rip) => Outcome::Done { next_rip },
+            Ok((next_rip, branch)) => Outcome::Done { next_rip, branch },
             Err(Stop::Repeat) => Outcome::Repeat,
             Err(Stop::Fault(event)) => Outcome::Fault(event),
             Err(Stop::PageFault(fault)) => Outcome::PageFault(fault),

@@ -77,7 +77,7 @@ impl World {
 }
 
 fn done(length: u64) -> Outcome {
-    Outcome::Done { next_rip: CODE + length }
+    Outcome::Done { next_rip: CODE + length, branch: false }
 }
 
 fn page_fault(address: u64, error_code: u32) -> Outcome {
@@ -160,7 +160,7 @@ fn code_that_changes_is_decoded_anew() {
     world.memory.write(Gpa::new(CODE), &[0x48, 0x89, 0x07]).expect("inside");
     assert_eq!(world.step(), done(3));
     world.cpu.state = EntryState::protected_mode(CODE as u32);
-    assert!(matches!(world.step(), Outcome::Done { next_rip: 0x6001 }), "DEC EAX");
+    assert!(matches!(world.step(), Outcome::Done { next_rip: 0x6001, branch: false }), "DEC EAX");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn string_addresses_wrap_at_their_width() {
     real.cpu.state = EntryState::real_mode(0, 0x6000);
     real.cpu.state.gprs = registers;
     real.memory.write(Gpa::new(0x6000), &[0xAC]).expect("inside");
-    assert_eq!(real.step(), Outcome::Done { next_rip: 0x6001 });
+    assert_eq!(real.step(), Outcome::Done { next_rip: 0x6001, branch: false });
     assert_eq!(real.cpu.gpr(Gpr::Rsi), 0xABCD_0000);
 }
 
@@ -276,7 +276,7 @@ fn rip_wraps_with_the_code() {
     let mut world = World::new(&[]);
     world.cpu.state = EntryState::real_mode(0, 0xFFFE);
     world.memory.write(Gpa::new(0xFFFE), &[0x88, 0x07]).expect("inside");
-    assert_eq!(world.step(), Outcome::Done { next_rip: 0 });
+    assert_eq!(world.step(), Outcome::Done { next_rip: 0, branch: false });
 }
 
 #[test]
@@ -322,10 +322,10 @@ fn the_stack_moves_only_with_the_instruction() {
     // call [rdi], then ret 8
     let mut call = World::new(&[0xFF, 0x17]).with(&[(Gpr::Rsp, top), (Gpr::Rdi, DATA)]);
     call.memory.write_number(Gpa::new(DATA), Width::Qword, 0x7_0000_1000).expect("inside");
-    assert_eq!(call.step(), Outcome::Done { next_rip: 0x7_0000_1000 });
+    assert_eq!(call.step(), Outcome::Done { next_rip: 0x7_0000_1000, branch: true });
     assert_eq!((call.cpu.gpr(Gpr::Rsp), call.number(top - 8, Width::Qword)), (top - 8, CODE + 2));
     call.memory.write(Gpa::new(CODE), &[0xC2, 0x08, 0x00]).expect("inside");
-    assert_eq!(call.step(), done(2));
+    assert_eq!(call.step(), Outcome::Done { next_rip: CODE + 2, branch: true });
     assert_eq!(call.cpu.gpr(Gpr::Rsp), top + 8);
     // call to an address that is not canonical: no push
     let mut wild = World::new(&[0xFF, 0xD0]).with(&[(Gpr::Rsp, top), (Gpr::Rax, 1 << 60)]);

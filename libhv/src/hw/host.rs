@@ -1,11 +1,12 @@
 //! What a host gives the run loop: a clock, a timer, interrupts taken, a way to wait. The appliance's platform, an
 //! embedding kernel and `sim` implement it.
 
+use super::pmu::PmiHost;
 use crate::time::{Frequency, Tsc};
 use alloc::boxed::Box;
 
 /// The logical processor that runs a virtual processor, with interrupts off (RFLAGS.IF = 0) between exit and entry.
-pub trait Host {
+pub trait Host: PmiHost {
     /// Returns the time-stamp counter.
     fn now(&self) -> Tsc;
 

@@ -67,6 +67,18 @@ impl Bank {
         }
     }
 
+    /// Takes those selectors whose counters are enabled in `enabled`, as IA32_PERF_GLOBAL_CTRL has it.
+    pub fn take_selectors_of(&mut self, pmu: &PmuCapability, enabled: u64, hardware: &impl PmuHardware) {
+        for (n, selector) in (0..pmu.counters).zip(&mut self.selectors) {
+            if enabled >> n & 1 != 0 {
+                *selector = hardware.read_pmu(selector_register(pmu, n));
+            }
+        }
+        if enabled >> 32 & u64::from(pmu.fixed) != 0 {
+            self.fixed_control = hardware.read_pmu(PmuRegister::FixedControl);
+        }
+    }
+
     /// Puts these values into a processor whose registers are `present`, with its counters standing still, and writes
     /// only those that differ; returns how many. Selectors come before counters, so that no counter runs over by a
     /// selector of the other's; the status comes last (T-A13). IA32_PERF_GLOBAL_CTRL is the caller's: it is switched

@@ -6,7 +6,9 @@
 
 pub mod bank;
 pub mod capability;
+pub mod credit;
 pub mod filter;
+pub mod mechanism;
 pub mod paravirt;
 pub mod policy;
 pub mod registers;
@@ -14,7 +16,9 @@ pub mod slot;
 pub mod view;
 
 pub use capability::PmuCapability;
+pub use credit::Retired;
 pub use filter::{ConstFilter, EventFilter, Filtered, FilteredBy, MaskedEvent};
+pub use mechanism::{Pmu, PmuCounts};
 pub use paravirt::Paravirtual;
 pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
 pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};

@@ -18,11 +18,20 @@ impl Owner {
     }
 }
 
+/// The registers of one who had to leave.
+#[derive(Debug)]
+struct Parked {
+    owner: Owner,
+    bank: Bank,
+    /// An interrupt came that it has not heard of.
+    late: bool,
+}
+
 /// The account of one processor's PMU: as with lazily switched vector registers, whoever used it last is still in it.
 #[derive(Debug, Default)]
 pub struct PmuSlot {
     owner: Option<Owner>,
-    parked: Vec<(Owner, Bank)>,
+    parked: Vec<Parked>,
 }
 
 impl PmuSlot {
@@ -35,14 +44,15 @@ impl PmuSlot {
     pub fn set_owner(&mut self, owner: Option<Owner>) {
         self.owner = owner;
     }
-    /// Keeps the registers of one who has left.
-    pub fn park(&mut self, owner: Owner, bank: Bank) {
-        self.parked.retain(|(other, _)| *other != owner);
-        self.parked.push((owner, bank));
+    /// Keeps the registers of one who has left, and whether an interrupt came that it has not heard of.
+    pub fn park(&mut self, owner: Owner, bank: Bank, late: bool) {
+        self.parked.retain(|parked| parked.owner != owner);
+        self.parked.push(Parked { owner, bank, late });
     }
-    /// Returns the registers of one who comes back.
-    pub fn unpark(&mut self, owner: Owner) -> Option<Bank> {
-        let place = self.parked.iter().position(|(other, _)| *other == owner)?;
-        Some(self.parked.swap_remove(place).1)
+    /// Returns what was kept for one who comes back.
+    pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, bool)> {
+        let place = self.parked.iter().position(|parked| parked.owner == owner)?;
+        let Parked { bank, late, .. } = self.parked.swap_remove(place);
+        Some((bank, late))
     }
 }

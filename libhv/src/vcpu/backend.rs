@@ -2,6 +2,7 @@
 
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
+use crate::hw::PmuHardware;
 use crate::memory::GuestMemory;
 use crate::registers::{DescriptorTable, EntryState, GuestState, VectorState};
 use crate::time::Tsc;
@@ -32,7 +33,7 @@ pub trait Handler<B> {
 /// One virtual processor on one vendor's hardware, or in `sim`.
 ///
 /// Everything starts closed: every MSR and port is intercepted. All methods are called with the guest not running.
-pub trait Backend: GuestState + VectorState {
+pub trait Backend: GuestState + VectorState + PmuHardware {
     /// Sets the guest's registers to what a loader or a reset asks for.
     fn load(&mut self, entry: &EntryState);
 

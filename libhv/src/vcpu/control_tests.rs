@@ -3,6 +3,8 @@
 use super::*;
 use crate::error::EntryFailure;
 use crate::exit::{Exit, GuestOwnedMsr, Msr, RawExit};
+use crate::hw::{GlobalSwitch, PmuHardware};
+use crate::pmu::{CounterIndex, PmuRegister};
 use crate::registers::{DescriptorTable, EntryState, Segment, SegmentAttributes, VectorState};
 use crate::vcpu::Offers;
 use proptest::prelude::*;
@@ -202,6 +204,26 @@ impl VectorState for Recorder {
     }
     fn set_xmm(&mut self, _number: u8, _value: [u64; 2]) {}
     fn set_ymm(&mut self, _number: u8, _value: [u64; 4]) {}
+}
+
+impl PmuHardware for Recorder {
+    fn global_switch(&self) -> GlobalSwitch {
+        GlobalSwitch::Missing
+    }
+    fn read_pmu(&self, _register: PmuRegister) -> u64 {
+        0
+    }
+    fn write_pmu(&mut self, _register: PmuRegister, _value: u64) {}
+    fn read_counter(&self, _counter: CounterIndex) -> u64 {
+        0
+    }
+    fn switch_global_control(&mut self, _on: bool, _host: u64) {}
+    fn guest_global_control(&self) -> u64 {
+        0
+    }
+    fn set_guest_global_control(&mut self, _value: u64) {}
+    fn pass_rdpmc(&mut self, _pass: bool) {}
+    fn pass_pmu(&mut self, _register: PmuRegister, _read: bool, _write: bool) {}
 }
 
 impl Backend for Recorder {

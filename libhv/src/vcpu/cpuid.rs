@@ -24,7 +24,7 @@ pub type Leaf = [u32; 4];
 pub const APIC_TIMER_HZ: u32 = 1_000_000_000;
 
 const BASIC: usize = 0x20;
-const EXTENDED: usize = 0x22;
+const EXTENDED: usize = 0x23;
 const EXTENDED_FIRST: u32 = 0x8000_0000;
 const HYPERVISOR_FIRST: u32 = 0x4000_0000;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
@@ -374,6 +374,9 @@ impl CpuidTable {
         match self.stored_mut(leaf, 0) {
             Some(place) if !varying => {
                 *place = value;
+                if leaf >= EXTENDED_FIRST && value != [0; 4] {
+                    self.extended[0][0] = self.extended[0][0].max(leaf);
+                }
                 true
             }
             _ => false,

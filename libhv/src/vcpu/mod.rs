@@ -2,6 +2,7 @@
 
 mod backend;
 pub mod control;
+mod counters;
 pub mod cpuid;
 pub mod events;
 pub mod msr;
@@ -18,6 +19,7 @@ use crate::devices::Chipset;
 use crate::emulate::{Emulator, PagingFeatures};
 use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::memory::GuestMemory;
+use crate::pmu::{Pmu, PmuCapability, PmuPolicy};
 use crate::registers::{EntryState, GuestState};
 use crate::time::Tsc;
 use crate::trace::Trace;
@@ -72,9 +74,10 @@ const MICROCODE: u32 = u32::MAX;
 
 /// One virtual processor on a backend.
 #[derive(Debug)]
-pub struct Vcpu<B, A = ()> {
+pub struct Vcpu<B, A = (), P = ()> {
     backend: B,
     appliance: A,
+    pmu: Pmu<P>,
     index: usize,
     cpuid: CpuidTable,
     control_rules: ControlRules,
@@ -98,31 +101,54 @@ pub struct Vcpu<B, A = ()> {
 impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// Makes virtual processor `index` of a guest that has `processors`, on a host whose time-stamp counter runs at
     /// `frequency`, with the registers of `entry`. What the guest sees of its processor is computed from the host's
-    /// CPUID, which `host` reads.
+    /// CPUID, which `host` reads. It has no PMU.
     pub fn new(
-        mut backend: B,
+        backend: B,
         appliance: A,
         index: usize,
         host: &impl CpuidSource,
         settings: &Settings,
         entry: &EntryState,
     ) -> Self {
+        Self::with_pmu(backend, appliance, (), None, index, host, settings, entry)
+    }
+}
+
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
+    /// As [`new`](Vcpu::new), with what `policy` gives it of `pmu`, the processor's.
+    #[expect(clippy::too_many_arguments, reason = "all that a virtual processor is made of")]
+    pub fn with_pmu(
+        mut backend: B,
+        appliance: A,
+        policy: P,
+        pmu: Option<PmuCapability>,
+        index: usize,
+        host: &impl CpuidSource,
+        settings: &Settings,
+        entry: &EntryState,
+    ) -> Self {
         let offers = backend.offers();
-        let cpuid = CpuidTable::new(
+        let mut cpuid = CpuidTable::new(
             host,
             &Settings { rdtscp: offers.rdtscp, invpcid: offers.invpcid, xsaves: offers.xsaves, ..*settings },
         );
+        let mut pmu = Pmu::new(policy, pmu, &backend);
+        pmu.describe(&mut cpuid);
+        pmu.arrange(&mut backend);
         let control_rules = ControlRules::of(&cpuid);
         let features = PagingFeatures {
             physical_bits: control_rules.physical_bits,
             gigabyte_pages: cpuid.offers(Feature::PAGE_1GB),
         };
-        let msrs = Msrs::new(&cpuid, &MsrSettings { tsc: settings.tsc, microcode: MICROCODE, arch_capabilities: 0 });
+        let mut msrs =
+            Msrs::new(&cpuid, &MsrSettings { tsc: settings.tsc, microcode: MICROCODE, arch_capabilities: 0 });
+        msrs.show_performance_monitoring(pmu.view().is_some(), pmu.freezes());
         backend.own_cr4(control_rules.cr4);
         backend.load(entry);
         Self {
             backend,
             appliance,
+            pmu,
             index,
             cpuid,
             control_rules,
@@ -142,6 +168,11 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// Returns what it has been through.
     pub fn trace(&self) -> &Trace {
         &self.trace
+    }
+
+    /// Returns its PMU.
+    pub fn pmu(&self) -> &Pmu<P> {
+        &self.pmu
     }
 
     /// Returns the backend, for its registers.

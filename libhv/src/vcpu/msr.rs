@@ -2,7 +2,8 @@
 //!
 //! Handlers are pure: they return what is to be done. Registers that the processor switches with the guest go to the
 //! backend after their check, those of the local APIC to its model, and the rest is answered here. Machine checks have
-//! no banks, MTRRs are stored without effect, and the PMU, VMX, SVM and power management have no registers.
+//! no banks, MTRRs are stored without effect, and VMX, SVM and power management have no registers.
+//! Those of the PMU are its pillar's.
 
 pub mod index;
 #[cfg(test)]
@@ -18,8 +19,12 @@ use crate::time::{Frequency, Tsc};
 const EFER_FFXSR: u64 = 1 << 14;
 /// IA32_DEBUGCTL.BTF: single-step on branches.
 const DEBUGCTL_BTF: u64 = 1 << 1;
+/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
+const DEBUGCTL_FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
 /// IA32_MISC_ENABLE bit 0: fast strings, which the guest may turn off without effect.
 const MISC_ENABLE_FAST_STRINGS: u64 = 1 << 0;
+/// IA32_MISC_ENABLE bit 7, read-only: performance monitoring is available.
+const MISC_ENABLE_PERFORMANCE_MONITORING: u64 = 1 << 7;
 /// IA32_MISC_ENABLE bits 11 and 12, read-only: neither branch trace storage nor processor event-based sampling.
 const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 /// IA32_SPEC_CTRL.IBRS
@@ -136,6 +141,10 @@ pub struct Msrs {
     tsc_offset: u64,
     tsc_adjust: u64,
     misc_enable: u64,
+    /// Bits of IA32_MISC_ENABLE that say what the processor has, read-only.
+    misc_enable_fixed: u64,
+    /// Bits of IA32_DEBUGCTL that exist.
+    debugctl: u64,
     xss: u64,
 }
 
@@ -178,8 +187,18 @@ impl Msrs {
             tsc_offset: 0,
             tsc_adjust: 0,
             misc_enable: MISC_ENABLE_FAST_STRINGS,
+            misc_enable_fixed: MISC_ENABLE_UNAVAILABLE,
+            debugctl: DEBUGCTL_BTF,
             xss: 0,
         }
+    }
+
+    /// Has IA32_MISC_ENABLE say whether there is performance monitoring, and IA32_DEBUGCTL take FREEZE_PERFMON_ON_PMI
+    /// where it `freezes`.
+    pub fn show_performance_monitoring(&mut self, present: bool, freezes: bool) {
+        let available = if present { MISC_ENABLE_PERFORMANCE_MONITORING } else { 0 };
+        self.misc_enable_fixed = MISC_ENABLE_UNAVAILABLE | available;
+        self.debugctl = DEBUGCTL_BTF | if freezes { DEBUGCTL_FREEZE_PERFMON_ON_PMI } else { 0 };
     }
 
     /// Returns what the guest's time-stamp counter is ahead of the host's, modulo 2^64.
@@ -233,7 +252,7 @@ impl Msrs {
             index::BIOS_SIGN_ID => u64::from(self.microcode) << 32,
             index::PLATFORM_ID if !self.amd => 0,
             index::PLATFORM_INFO if !self.amd => self.platform_info,
-            index::MISC_ENABLE if !self.amd => self.misc_enable | MISC_ENABLE_UNAVAILABLE,
+            index::MISC_ENABLE if !self.amd => self.misc_enable | self.misc_enable_fixed,
             index::HWCR if self.amd => HWCR_TSC_FREQ_SEL,
             index::DE_CFG if self.amd => DE_CFG_LFENCE,
             index::SYSCFG | index::NB_CFG | index::INT_PENDING_MESSAGE if self.amd => 0,
@@ -256,7 +275,7 @@ impl Msrs {
             index::FMASK => switched(value >> 32 == 0),
             index::TSC_AUX => switched(self.tsc_aux && value >> 32 == 0),
             index::PAT => switched(is_pat(value)),
-            index::DEBUGCTL => switched(value & !DEBUGCTL_BTF == 0),
+            index::DEBUGCTL => switched(value & !self.debugctl == 0),
             index::APIC_BASE | index::TSC_DEADLINE | index::X2APIC_FIRST..=index::X2APIC_LAST => MsrWrite::LocalApic,
             index::EFER => self.write_efer(value, context()),
             index::TSC => {
@@ -281,7 +300,7 @@ impl Msrs {
                 done(legal)
             }
             index::MISC_ENABLE if !self.amd => {
-                let legal = value & !(MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_UNAVAILABLE) == 0;
+                let legal = value & !(MISC_ENABLE_FAST_STRINGS | self.misc_enable_fixed) == 0;
                 if legal {
                     self.misc_enable = value & MISC_ENABLE_FAST_STRINGS;
                 }

@@ -6,13 +6,14 @@ use super::{Appliance, Backend, Vcpu, World, xsetbv};
 use crate::devices::lapic::LocalApic;
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
+use crate::pmu::{Pmu, PmuPolicy};
 use crate::registers::{CR4_OSXSAVE, ControlRegister, Gpr};
 use crate::time::Tsc;
 
 /// What RAX holds after a hypercall that nobody knows: -1.
 pub const UNKNOWN_HYPERCALL: u64 = u64::MAX;
 
-impl<B: Backend, A: Appliance> Vcpu<B, A> {
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Resolution {
         if let Some(&[eax, ebx, ecx, edx]) = self.cpuid.constant(leaf) {
@@ -73,6 +74,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             match self.msrs.read(msr, || context(&self.backend, now)) {
                 MsrRead::Value(value) => Some(value),
                 MsrRead::Switched => self.backend.switched_msr(msr),
+                MsrRead::Fault if Pmu::<P>::PRESENT => self.pmu.read(msr, &self.backend),
                 MsrRead::LocalApic | MsrRead::Fault => None,
             }
         };
@@ -103,6 +105,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
                 self.backend.set_tsc_offset(offset);
                 true
             }
+            MsrWrite::Fault if Pmu::<P>::PRESENT => self.pmu.write(msr, value, &mut self.backend).is_some(),
             MsrWrite::LocalApic | MsrWrite::Fault => false,
         };
         if done { Resolution::Complete } else { Resolution::Inject(Event::GENERAL_PROTECTION) }

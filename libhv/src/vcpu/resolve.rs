@@ -6,6 +6,7 @@ use crate::devices::Chipset;
 use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
+use crate::pmu::PmuPolicy;
 use crate::registers::{ControlRegister, Gpr};
 use crate::time::Tsc;
 
@@ -31,7 +32,7 @@ impl Bus for DeviceBus<'_> {
     }
 }
 
-impl<B: Backend, A: Appliance> Vcpu<B, A> {
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Asks the rooms in their order.
     #[inline(always)]
     pub(super) fn resolve<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
@@ -56,6 +57,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         match *exit {
             Exit::ExternalInterrupt(vector) => {
                 world.host.serve_interrupts(vector);
+                self.hear_pmu(world);
                 self.pass_time(world, now);
                 Resolution::Retry
             }
@@ -74,7 +76,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             // QEMU's TCG intercepts before it checks the privilege level.
             Exit::CacheFlush if self.backend.cpl() != 0 => Resolution::Inject(Event::GENERAL_PROTECTION),
             Exit::CacheFlush => Resolution::Complete,
-            Exit::Rdpmc(_) => Resolution::Inject(Event::GENERAL_PROTECTION),
+            Exit::Rdpmc(ecx) => self.read_counter(ecx),
             Exit::Undefined => Resolution::Inject(Event::UNDEFINED),
             Exit::Exception { vector: vector @ (1 | 17), error_code } => {
                 // #DB and #AC are intercepted so that a guest cannot hold the processor in their endless delivery.
@@ -90,6 +92,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     #[inline]
     pub(super) fn after_devices<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
         self.backend.set_task_priority(world.chipset.cr8(self.index));
+        self.mirror_pmu(world);
         self.after_ports(world, otherwise)
     }
 
@@ -158,8 +161,9 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
         let cause = Cause::new(self.backend.fetched(), fault);
         let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &cause);
         let resolution = match outcome {
-            Outcome::Done { next_rip } => {
+            Outcome::Done { next_rip, branch } => {
                 self.backend.advance_to(next_rip);
+                self.retired(branch, world);
                 Resolution::Retry
             }
             Outcome::Repeat => Resolution::Retry,

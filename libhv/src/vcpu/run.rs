@@ -6,16 +6,17 @@ use super::{Appliance, Backend, Vcpu, World};
 use crate::error::{Error, Result};
 use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::hw::Host;
+use crate::pmu::PmuPolicy;
 use crate::time::Tsc;
 use crate::trace::Kind;
 
 /// One turn of the run loop.
-struct Once<'v, 'w, B, A, H> {
-    vcpu: &'v mut Vcpu<B, A>,
+struct Once<'v, 'w, B, A, P, H> {
+    vcpu: &'v mut Vcpu<B, A, P>,
     world: &'v mut World<'w, H>,
 }
 
-impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
+impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_, B, A, P, H> {
     type Answer = ();
 
     #[inline(always)]
@@ -40,15 +41,17 @@ impl<B: Backend, A: Appliance, H: Host> Handler<B> for Once<'_, '_, B, A, H> {
     }
 }
 
-impl<B: Backend, A: Appliance> Vcpu<B, A> {
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Runs the guest until it ends.
     ///
     /// # Errors
     /// [`Error::VmEntry`] when the processor refuses to enter.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
+        self.enter_pmu(world);
         loop {
             if self.attention {
                 if let Some(reason) = self.end.take() {
+                    self.leave_pmu(world);
                     return Ok(reason);
                 }
                 self.attend(world);
@@ -78,6 +81,7 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
             Resolution::Complete => {
                 self.backend.advance_past(exit, rip, world.memory);
                 if exit.is_instruction() {
+                    self.retired(false, world);
                     return None;
                 }
             }
@@ -202,9 +206,11 @@ impl<B: Backend, A: Appliance> Vcpu<B, A> {
     /// HLT: waits until the guest has an event to take.
     pub(super) fn halt<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
         self.backend.advance(world.memory);
+        self.retired(false, world);
         self.attention = true;
         loop {
             world.chipset.advance(world.host.now());
+            self.hear_pmu(world);
             if let Some(reason) = world.chipset.stop() {
                 return Resolution::Stop(reason);
             }

@@ -120,6 +120,12 @@ impl LocalApic {
         unmasked
     }
 
+    /// Returns whether an interrupt of the performance-monitoring counters would be delivered.
+    #[inline]
+    pub const fn takes_performance_monitoring(&self) -> bool {
+        self.lvt[Entry::PerformanceMonitoring as usize] & MASKED == 0
+    }
+
     /// Sets LINT0, the PICs' interrupt request.
     #[inline]
     pub fn set_lint0(&mut self, asserted: bool) {

@@ -124,12 +124,10 @@ impl LocalApic {
         self
     }
 
-    /// Leaves the performance-monitoring entry unmasked when its interrupt is delivered, as AMD's processors do and
-    /// Intel's do not.
-    #[must_use]
-    pub const fn keeps_performance_monitoring_unmasked(mut self) -> Self {
-        self.masks_performance_monitoring = false;
-        self
+    /// Sets whether the performance-monitoring entry is masked when its interrupt is delivered, as on Intel's processors
+    /// and at first here; AMD's leave it as it is (T-A2).
+    pub const fn mask_performance_monitoring_on_delivery(&mut self, masks: bool) {
+        self.masks_performance_monitoring = masks;
     }
 
     /// Sets the local APIC as firmware leaves it in virtual-wire mode: enabled by software with spurious vector FFH,

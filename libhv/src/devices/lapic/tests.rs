@@ -302,7 +302,7 @@ fn the_performance_interrupt_masks_itself_on_intel_alone_and_may_be_an_nmi() {
     for amd in [false, true] {
         let mut apic = enabled();
         if amd {
-            apic = apic.keeps_performance_monitoring_unmasked();
+            apic.mask_performance_monitoring_on_delivery(false);
         }
         assert!(!apic.raise_performance_monitoring());
         write(&mut apic, 0x340, 0x400);

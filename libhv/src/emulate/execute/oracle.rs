@@ -112,7 +112,7 @@ fn agree((text, execute): Native, undefined: u64, before: &State) {
     let mut expected = before.clone();
     let bytes = execute(&mut expected);
     let (outcome, mut found) = emulated(bytes, before);
-    assert_eq!(outcome, Outcome::Done { next_rip: CODE + bytes.len() as u64 }, "{text}");
+    assert_eq!(outcome, Outcome::Done { next_rip: CODE + bytes.len() as u64, branch: false }, "{text}");
     let compared = STATUS & !undefined;
     expected.rflags &= compared;
     found.rflags &= compared;

@@ -120,6 +120,11 @@ impl Feature {
     /// Logical processors of the package are cores (APM Vol. 3 App. E.4.2).
     pub const CMP_LEGACY: Self = Self { leaf: 0x8000_0001, subleaf: 0, register: Register::Ecx, bit: 1 };
 
+    /// IA32_PERF_CAPABILITIES exists, where the guest's PMU has it.
+    pub const PDCM: Self = Self { leaf: 1, subleaf: 0, register: Register::Ecx, bit: 15 };
+    /// Six performance counters with registers of their own (APM Vol. 3 App. E.4.2), where the guest's PMU has them.
+    pub const PERF_CTR_EXT_CORE: Self = Self { leaf: 0x8000_0001, subleaf: 0, register: Register::Ecx, bit: 23 };
+
     /// What needs XCR0.AVX.
     pub(super) const NEED_AVX: &'static [Self] = &[
         Self::AVX,

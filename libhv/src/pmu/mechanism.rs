@@ -1,0 +1,408 @@
+//! The mechanism: it owns the registers on a policy's behalf, and stays sound whatever the policy answers.
+//!
+//! While the guest's PMU is in the processor, `bank` holds what the hypervisor wrote there (the selectors as the filter
+//! let them through), and counters and status are the processor's. While it is not, `bank` holds everything.
+
+use super::bank::{Bank, counter_register, selector_register};
+use super::capability::PmuCapability;
+use super::credit::{CreditMasks, Retired};
+use super::policy::{Means, PmuPolicy};
+use super::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
+use super::slot::Owner;
+use super::view::PmuView;
+use crate::exit::Msr;
+use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
+use crate::vcpu::cpuid::{CpuidTable, Feature};
+
+/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
+pub const FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
+/// IA32_PERF_GLOBAL_STATUS.CTR_FRZ: counters are frozen by an interrupt (T-A24).
+const COUNTERS_FROZEN: u64 = 1 << 59;
+
+/// What has happened to a guest's PMU, for reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PmuCounts {
+    /// Interrupts given to the guest's local APIC.
+    pub interrupts: u64,
+    /// Events credited for instructions that the hypervisor executed.
+    pub credited: u64,
+    /// Times that the registers were put into the processor.
+    pub loads: u64,
+    /// Registers written for it.
+    pub writes: u64,
+}
+
+/// The PMU of one virtual processor.
+#[derive(Debug)]
+pub struct Pmu<P> {
+    policy: P,
+    owner: Owner,
+    view: Option<PmuView>,
+    host: Option<PmuCapability>,
+    bank: Bank,
+    /// The selectors as the guest wrote them.
+    selectors: [u64; MAX_COUNTERS as usize],
+    fixed_control: u64,
+    /// The guest writes selectors without leaving: they are read where they are needed.
+    selectors_passed: bool,
+    masks: CreditMasks,
+    /// The processor's LVTPC lets interrupts through.
+    routed: bool,
+    /// An interrupt came when another was in the processor.
+    late: bool,
+    counts: PmuCounts,
+}
+
+impl<P: PmuPolicy> Pmu<P> {
+    /// Whether there is anything at all: where not, no exit costs anything.
+    pub const PRESENT: bool = !matches!(P::MEANS, Means::Hidden);
+
+    /// Decides what the guest gets of a processor's PMU on a backend.
+    pub fn new(policy: P, host: Option<PmuCapability>, hardware: &impl PmuHardware) -> Self {
+        let view = host.as_ref().filter(|_| Self::PRESENT).and_then(|host| {
+            let view = PmuView::new(host, &policy.share(host), P::MEANS, hardware.global_switch())?;
+            Some(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
+        });
+        let mut this = Self {
+            policy,
+            owner: Owner::new(),
+            view,
+            host,
+            bank: Bank::default(),
+            selectors: [0; MAX_COUNTERS as usize],
+            fixed_control: 0,
+            selectors_passed: false,
+            masks: CreditMasks::default(),
+            routed: false,
+            late: false,
+            counts: PmuCounts::default(),
+        };
+        this.reset();
+        this
+    }
+
+    /// Returns what the guest is shown.
+    pub fn view(&self) -> Option<&PmuView> {
+        self.view.as_ref()
+    }
+
+    /// Returns what has happened.
+    pub fn counts(&self) -> PmuCounts {
+        self.counts
+    }
+
+    /// Returns whether IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI is the guest's.
+    pub fn freezes(&self) -> bool {
+        self.view.as_ref().map_or(0, PmuView::debugctl_bits) & FREEZE_PERFMON_ON_PMI != 0
+    }
+
+    /// Has CPUID tell the guest of its PMU.
+    pub fn describe(&self, cpuid: &mut CpuidTable) {
+        let Some(view) = &self.view else { return };
+        cpuid.replace(0xA, view.cpuid_leaf_0a());
+        if view.shows_capabilities() {
+            cpuid.offer(Feature::PDCM);
+        }
+        if view.shows_core_extensions() {
+            cpuid.offer(Feature::PERF_CTR_EXT_CORE);
+        }
+        cpuid.replace(0x8000_0022, view.cpuid_leaf_8000_0022());
+    }
+
+    /// As after a reset: every register 0, but that IA32_PERF_GLOBAL_CTRL enables the general-purpose counters (T-A3).
+    fn reset(&mut self) {
+        let pmu = self.view.as_ref().map(PmuView::guest);
+        let global_control = pmu.filter(|pmu| pmu.has_global_control()).map_or(0, PmuCapability::counter_bits);
+        self.bank = Bank { global_control, ..Bank::default() };
+    }
+
+    /// Opens to the guest what it may reach without leaving, and closes the rest (A9 to A12, T-A16).
+    pub fn arrange(&mut self, hardware: &mut impl PmuHardware) {
+        let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
+        let each = (0..MAX_COUNTERS).flat_map(|n| {
+            use PmuRegister::{CoreSelector, Counter, Fixed, FullCounter, Selector};
+            [Counter(n), FullCounter(n), Selector(n), CoreSelector(n), Fixed(n)]
+        });
+        let global = {
+            use PmuRegister::{FixedControl, GlobalControl, GlobalStatus, InUse, StatusReset, StatusSet};
+            [FixedControl, GlobalControl, GlobalStatus, StatusReset, StatusSet, InUse]
+        };
+        for register in each.chain(global).filter(|register| register.msr(host.maker).is_some()) {
+            let passed = view.passes(register, false);
+            hardware.pass_pmu(register, passed.read, passed.write);
+        }
+        self.selectors_passed = view.passes(selector_register(host, 0), false).write;
+        hardware.pass_rdpmc(view.passes_rdpmc());
+        if host.has_global_control() && hardware.global_switch() == GlobalSwitch::Hardware {
+            // From now on what the host runs with: nothing of it is counted (A4).
+            hardware.write_pmu(PmuRegister::GlobalControl, 0);
+        }
+        hardware.switch_global_control(true, 0);
+        hardware.set_guest_global_control(self.bank.global_control);
+    }
+
+    /// Puts the guest's registers into the processor, unless they are there still: whoever is there instead leaves. The
+    /// processor's counters stand still meanwhile.
+    #[inline]
+    pub fn acquire<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
+        if Self::PRESENT && self.view.is_some() && host.pmu_slot().owner() != Some(self.owner) {
+            self.load(hardware, host);
+        }
+    }
+
+    #[cold]
+    fn load<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
+        let Some(pmu) = self.host else { return };
+        host.route_pmi(PmiRoute::Masked);
+        let present = self.read_out(&pmu, hardware);
+        // What the one who leaves has not heard of yet is kept for it (T-A13).
+        host.serve_interrupts(None);
+        let late = host.take_guest_pmi();
+        let slot = host.pmu_slot();
+        if let Some(other) = slot.owner() {
+            slot.park(other, present, late);
+        }
+        if let Some((bank, late)) = slot.unpark(self.owner) {
+            self.bank = Bank { global_control: self.bank.global_control, ..bank };
+            self.late |= late;
+        }
+        slot.set_owner(Some(self.owner));
+        self.counts.loads += 1;
+        self.counts.writes += u64::from(self.bank.put(&pmu, &present, hardware));
+        self.start(&pmu, hardware);
+        self.routed = false;
+    }
+
+    /// Reads all that is in the processor, with its counters stopped where nothing else stops them.
+    fn read_out(&self, pmu: &PmuCapability, hardware: &mut impl PmuHardware) -> Bank {
+        let mut present = Bank::default();
+        if hardware.global_switch() == GlobalSwitch::Selectors && pmu.has_global_control() {
+            present.global_control = hardware.read_pmu(PmuRegister::GlobalControl);
+            hardware.write_pmu(PmuRegister::GlobalControl, 0);
+        }
+        present.take_selectors(pmu, hardware);
+        present.take_counts(pmu, hardware);
+        present
+    }
+
+    /// Lets the counters go, where no entry does: last of all.
+    fn start(&self, pmu: &PmuCapability, hardware: &mut impl PmuHardware) {
+        if hardware.global_switch() == GlobalSwitch::Selectors && pmu.has_global_control() {
+            hardware.write_pmu(PmuRegister::GlobalControl, self.bank.global_control);
+        }
+    }
+
+    /// Takes the guest's registers out of the processor and leaves none of its values there (A20).
+    pub fn release<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
+        let Some(pmu) = self.host.filter(|_| host.pmu_slot().owner() == Some(self.owner)) else { return };
+        host.route_pmi(PmiRoute::Masked);
+        self.routed = false;
+        let global_control = match hardware.global_switch() {
+            GlobalSwitch::Hardware => hardware.guest_global_control(),
+            _ => 0,
+        };
+        let present = self.read_out(&pmu, hardware);
+        host.serve_interrupts(None);
+        self.late |= host.take_guest_pmi();
+        self.bank = Bank { global_control: present.global_control | global_control, ..present };
+        self.counts.writes += u64::from(Bank::default().put(&pmu, &present, hardware));
+        host.pmu_slot().set_owner(None);
+    }
+
+    /// Has the processor's LVTPC let interrupts through as the guest's does (A24).
+    #[inline]
+    pub fn mirror<H: Host>(&mut self, unmasked: bool, host: &mut H) {
+        if Self::PRESENT && self.routed != unmasked && self.view.is_some() {
+            self.routed = unmasked;
+            host.route_pmi(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked });
+        }
+    }
+
+    /// Returns whether the guest's interrupt has come since the last call: its local APIC is to deliver one (A25).
+    #[inline]
+    pub fn take_interrupt<H: Host>(&mut self, host: &mut H) -> bool {
+        if !Self::PRESENT || !(core::mem::take(&mut self.late) | host.take_guest_pmi()) {
+            return false;
+        }
+        // The processor has masked its entry in delivering it; AMD's do not.
+        self.routed &= self.host.is_some_and(|host| host.maker == Maker::Amd);
+        self.counts.interrupts += 1;
+        true
+    }
+
+    /// Returns the register of an MSR that the guest may know of.
+    fn register(&self, msr: Msr) -> Option<(PmuRegister, &PmuView, &PmuCapability)> {
+        let (view, host) = (self.view.as_ref()?, self.host.as_ref()?);
+        let register = PmuRegister::of(msr, host.maker).filter(|register| view.exists(*register))?;
+        Some((register, view, host))
+    }
+
+    /// RDMSR that left the guest; `None` for #GP.
+    pub fn read(&self, msr: Msr, hardware: &impl PmuHardware) -> Option<u64> {
+        let (register, view, host) = self.register(msr)?;
+        let at = |n: u8| usize::from(n & (MAX_COUNTERS - 1));
+        Some(match register {
+            PmuRegister::Capabilities => view.perf_capabilities(),
+            PmuRegister::Selector(n) | PmuRegister::CoreSelector(n) if self.selectors_passed => {
+                hardware.read_pmu(selector_register(host, n))
+            }
+            PmuRegister::Selector(n) | PmuRegister::CoreSelector(n) => self.selectors[at(n)],
+            PmuRegister::FixedControl if self.selectors_passed => hardware.read_pmu(register),
+            PmuRegister::FixedControl => self.fixed_control,
+            PmuRegister::Counter(n) | PmuRegister::FullCounter(n) => hardware.read_counter(CounterIndex::General(n)),
+            PmuRegister::Fixed(n) => hardware.read_counter(CounterIndex::Fixed(n)),
+            PmuRegister::GlobalControl if hardware.global_switch() == GlobalSwitch::Hardware => {
+                hardware.guest_global_control()
+            }
+            // What only the processor has and the guest does not see stays hidden.
+            PmuRegister::GlobalControl => hardware.read_pmu(register) & view.guest().control_bits(),
+            PmuRegister::GlobalStatus | PmuRegister::InUse => hardware.read_pmu(register) & view.status_bits(),
+            PmuRegister::StatusReset | PmuRegister::StatusSet => 0,
+        })
+    }
+
+    /// WRMSR that left the guest; `None` for #GP. Its legality is that of the guest's PMU, not the processor's.
+    pub fn write(&mut self, msr: Msr, value: u64, hardware: &mut impl PmuHardware) -> Option<()> {
+        let (register, view, host) = self.register(msr)?;
+        let (value, host) = (view.validate_write(register, value).ok()?, *host);
+        match register {
+            PmuRegister::Selector(n) | PmuRegister::CoreSelector(n) => self.select(n, value, &host, hardware),
+            PmuRegister::FixedControl => self.select_fixed(value, &host, hardware),
+            PmuRegister::Counter(n) | PmuRegister::FullCounter(n) => {
+                hardware.write_pmu(counter_register(&host, n), value);
+            }
+            PmuRegister::GlobalControl if hardware.global_switch() == GlobalSwitch::Hardware => {
+                hardware.set_guest_global_control(value);
+            }
+            PmuRegister::GlobalControl => hardware.write_pmu(register, value),
+            PmuRegister::Fixed(_) | PmuRegister::StatusReset | PmuRegister::StatusSet => {
+                hardware.write_pmu(register, value);
+            }
+            PmuRegister::Capabilities | PmuRegister::GlobalStatus | PmuRegister::InUse => return None,
+        }
+        Some(())
+    }
+
+    /// Keeps the guest's selector, and gives the processor what the policy leaves of it (A14): compared is what the
+    /// processor has, never what the guest wrote before (T-A1).
+    fn select(&mut self, n: u8, value: u64, host: &PmuCapability, hardware: &mut impl PmuHardware) {
+        let at = usize::from(n & (MAX_COUNTERS - 1));
+        self.selectors[at] = value;
+        let permitted = !P::FILTERS || self.policy.permits(EventSelector(value), host);
+        let mut allowed = if permitted { value } else { value & !EventSelector::ENABLE };
+        if host.maker == Maker::Amd {
+            allowed = allowed & !EventSelector::HOST_ONLY | EventSelector::GUEST_ONLY;
+        }
+        if self.bank.selectors[at] != allowed {
+            self.bank.selectors[at] = allowed;
+            hardware.write_pmu(selector_register(host, n), allowed);
+            self.masks = CreditMasks::of(host, &self.bank.selectors, FixedControl(self.bank.fixed_control));
+        }
+    }
+
+    /// As above for IA32_FIXED_CTR_CTRL.
+    fn select_fixed(&mut self, value: u64, host: &PmuCapability, hardware: &mut impl PmuHardware) {
+        self.fixed_control = value;
+        let mut allowed = value;
+        for n in (0..MAX_COUNTERS).filter(|_| P::FILTERS) {
+            if !self.policy.permits_fixed(n, FixedControl(value)) {
+                allowed &= !(0xF << (4 * n));
+            }
+        }
+        if self.bank.fixed_control != allowed {
+            self.bank.fixed_control = allowed;
+            hardware.write_pmu(PmuRegister::FixedControl, allowed);
+            self.masks = CreditMasks::of(host, &self.bank.selectors, FixedControl(allowed));
+        }
+    }
+
+    /// RDPMC that left the guest; `None` for #GP.
+    pub fn read_counter(&self, ecx: u32, cpl: u8, cr4: u64, hardware: &impl PmuHardware) -> Option<u64> {
+        let counter = self.view.as_ref()?.rdpmc(ecx, cpl, cr4).ok()?;
+        Some(hardware.read_counter(counter))
+    }
+
+    /// Counts an instruction that the hypervisor has executed in the guest's stead (A26). Returns whether a counter ran
+    /// over that interrupts: the guest's local APIC is to deliver one. `freezes` tells IA32_DEBUGCTL's
+    /// FREEZE_PERFMON_ON_PMI.
+    #[inline]
+    pub fn retire<B: PmuHardware>(
+        &mut self,
+        retired: Retired,
+        hardware: &mut B,
+        freezes: impl FnOnce(&B) -> bool,
+    ) -> bool {
+        if !Self::PRESENT || !self.selectors_passed && self.masks.counting(retired) == 0 {
+            return false;
+        }
+        self.credit(retired, hardware, freezes)
+    }
+
+    #[inline(never)]
+    fn credit<B: PmuHardware>(&mut self, retired: Retired, hardware: &mut B, freezes: impl FnOnce(&B) -> bool) -> bool {
+        let Some(pmu) = self.host else { return false };
+        let enabled = match hardware.global_switch() {
+            GlobalSwitch::Hardware => hardware.guest_global_control(),
+            _ if pmu.has_global_control() => hardware.read_pmu(PmuRegister::GlobalControl),
+            _ => u64::MAX,
+        };
+        if enabled == 0 {
+            return false;
+        }
+        let counting = if self.selectors_passed {
+            self.bank.take_selectors_of(&pmu, enabled, hardware);
+            CreditMasks::of(&pmu, &self.bank.selectors, FixedControl(self.bank.fixed_control)).counting(retired)
+        } else {
+            self.masks.counting(retired)
+        };
+        let counting = counting & enabled;
+        if counting == 0 || pmu.maker == Maker::Intel && pmu.version >= 4 && is_frozen(hardware) {
+            return false;
+        }
+        let mut overflowed = 0;
+        let mut interrupts = false;
+        for bit in (0..64).filter(|bit| counting >> bit & 1 != 0) {
+            let n = (bit & 7) as u8;
+            let (counter, register, mask, interrupt) = if bit < 32 {
+                let interrupt = EventSelector(self.bank.selectors[usize::from(n)]).interrupts();
+                (CounterIndex::General(n), counter_register(&pmu, n), pmu.counter_mask(), interrupt)
+            } else {
+                let interrupt = FixedControl(self.bank.fixed_control).interrupts(n);
+                (CounterIndex::Fixed(n), PmuRegister::Fixed(n), pmu.fixed_mask(), interrupt)
+            };
+            let value = hardware.read_counter(counter).wrapping_add(1) & mask;
+            // Where the status cannot be set the next instruction overflows the counter in the processor.
+            let late = value == 0 && pmu.has_global_control() && !pmu.has_status_set();
+            if late || !can_hold(&pmu, counter, value) {
+                continue;
+            }
+            hardware.write_pmu(register, value);
+            self.counts.credited += 1;
+            if value == 0 {
+                overflowed |= 1 << bit;
+                interrupts |= interrupt;
+            }
+        }
+        if overflowed != 0 && pmu.has_status_set() {
+            let freeze = if interrupts && pmu.maker == Maker::Intel && freezes(hardware) { COUNTERS_FROZEN } else { 0 };
+            hardware.write_pmu(PmuRegister::StatusSet, overflowed | freeze);
+        }
+        self.counts.interrupts += u64::from(interrupts);
+        interrupts
+    }
+}
+
+/// Returns whether a counter can be given this value: without full-width writes bit 31 fills those above it.
+fn can_hold(pmu: &PmuCapability, counter: CounterIndex, value: u64) -> bool {
+    let whole = pmu.maker == Maker::Amd || pmu.full_width_writes() || matches!(counter, CounterIndex::Fixed(_));
+    whole || value as u32 as i32 as u64 & pmu.counter_mask() == value
+}
+
+fn is_frozen(hardware: &impl PmuHardware) -> bool {
+    hardware.read_pmu(PmuRegister::GlobalStatus) & COUNTERS_FROZEN != 0
+}
+
+#[cfg(test)]
+pub(crate) mod rig;
+#[cfg(test)]
+mod tests;

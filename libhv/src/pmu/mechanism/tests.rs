@@ -1,0 +1,356 @@
+//! The mechanism on `sim`'s PMU: what a guest counts, what it cannot, and what moves when.
+
+use super::rig::{BRANCH, Fault, ONE, Rig, TestGuest};
+use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy};
+use crate::sim::Random;
+use crate::sim::pmu::{amd, intel};
+
+const SELECTOR: u32 = 0x186;
+const COUNTER: u32 = 0x4C1;
+const FIXED: u32 = 0x309;
+const FIXED_CONTROL: u32 = 0x38D;
+const STATUS: u32 = 0x38E;
+const CONTROL: u32 = 0x38F;
+const STATUS_RESET: u32 = 0x390;
+const USER: u64 = 1 << 16;
+const SYSTEM: u64 = 1 << 17;
+const INSTRUCTIONS: u64 = 0xC0 | USER | SYSTEM | EventSelector::ENABLE;
+const BRANCHES: u64 = 0xC4 | USER | SYSTEM | EventSelector::ENABLE;
+const CYCLES: u64 = 0x3C | USER | SYSTEM | EventSelector::ENABLE;
+
+/// Denies cycles and all but the first fixed-function counter.
+#[derive(Clone, Copy, Debug)]
+struct NoCycles;
+impl PmuPolicy for NoCycles {
+    const MEANS: Means = Means::Passed;
+    const FILTERS: bool = true;
+    fn permits(&self, selector: EventSelector, host: &PmuCapability) -> bool {
+        !matches!(selector.event(host.maker), 0x3C | 0x76)
+    }
+    fn permits_fixed(&self, counter: u8, _: FixedControl) -> bool {
+        counter == 0
+    }
+}
+
+/// Everything, by a filter.
+#[derive(Clone, Copy, Debug)]
+struct All;
+impl PmuPolicy for All {
+    const MEANS: Means = Means::Passed;
+    const FILTERS: bool = true;
+}
+
+fn started<P: PmuPolicy>(policy: P) -> (Rig, TestGuest<P>) {
+    let mut rig = Rig::intel(intel::Config::default());
+    let mut guest = rig.guest(policy);
+    rig.resume(&mut guest);
+    (rig, guest)
+}
+
+/// Requirements A17 and A26, T-A8: the host adds nothing, and what it executes in the guest's stead counts once.
+fn counts_exactly<P: PmuPolicy>(policy: P) {
+    let (mut rig, mut guest) = started(policy);
+    for (n, selector) in [INSTRUCTIONS, BRANCHES, INSTRUCTIONS & !USER].into_iter().enumerate() {
+        rig.wrmsr(&mut guest, SELECTOR + n as u32, selector).expect("legal");
+    }
+    rig.wrmsr(&mut guest, FIXED_CONTROL, 0x3).expect("legal");
+    rig.wrmsr(&mut guest, CONTROL, 1 << 32 | 0b111).expect("legal");
+    for round in 0..1000 {
+        rig.step(&mut guest, 3, &ONE);
+        rig.step(&mut guest, 0, &BRANCH);
+        if round % 3 == 0 {
+            rig.exit(&mut guest, 3, false);
+            rig.exit(&mut guest, 0, true);
+        }
+    }
+    let counts = [0, 1, 2].map(|n| rig.rdpmc(&mut guest, n).expect("there"));
+    assert_eq!(counts, [2000 + 2 * 334, 1000 + 334, 1000 + 334]);
+    assert_eq!(rig.rdpmc(&mut guest, 0x4000_0000), Ok(2000 + 2 * 334));
+}
+
+#[test]
+fn a_loop_with_forced_exits_counts_its_own_instructions_and_no_others() {
+    counts_exactly(Passthrough::new());
+    counts_exactly(All);
+    counts_exactly(NoCycles);
+}
+
+#[test]
+fn passed_registers_do_not_leave_the_guest() {
+    let (mut rig, mut guest) = started(Passthrough::new());
+    let accesses = rig.registers.accesses.get();
+    for n in 0..8 {
+        rig.wrmsr(&mut guest, SELECTOR + n, INSTRUCTIONS).expect("legal");
+        rig.wrmsr(&mut guest, COUNTER + n, 5).expect("legal");
+        rig.rdpmc(&mut guest, n).expect("there");
+    }
+    rig.wrmsr(&mut guest, CONTROL, 0xFF).expect("legal");
+    rig.wrmsr(&mut guest, STATUS_RESET, 0xFF).expect("legal");
+    rig.rdmsr(&mut guest, STATUS).expect("there");
+    assert_eq!((guest.exits, rig.registers.accesses.get()), (0, accesses));
+}
+
+#[test]
+fn with_a_filter_selectors_alone_leave_the_guest() {
+    let (mut rig, mut guest) = started(NoCycles);
+    rig.wrmsr(&mut guest, SELECTOR, INSTRUCTIONS).expect("legal");
+    rig.wrmsr(&mut guest, FIXED_CONTROL, 3).expect("legal");
+    assert_eq!(guest.exits, 2);
+    for msr in [COUNTER, FIXED, CONTROL, STATUS, 0xC1] {
+        rig.rdmsr(&mut guest, msr).expect("there");
+        if msr != STATUS {
+            rig.wrmsr(&mut guest, msr, 1).expect("legal");
+        }
+    }
+    rig.rdpmc(&mut guest, 0).expect("there");
+    assert_eq!(guest.exits, 2);
+}
+
+/// Requirement A14.
+#[test]
+fn a_denied_event_counts_nothing_and_reads_back_as_it_was_written() {
+    let (mut rig, mut guest) = started(NoCycles);
+    rig.wrmsr(&mut guest, SELECTOR, CYCLES).expect("legal");
+    rig.wrmsr(&mut guest, FIXED_CONTROL, 0x333).expect("legal");
+    rig.wrmsr(&mut guest, CONTROL, 0x7_0000_0001).expect("legal");
+    (0..100).for_each(|_| rig.step(&mut guest, 3, &ONE));
+    assert_eq!(rig.rdmsr(&mut guest, SELECTOR), Ok(CYCLES));
+    assert_eq!(rig.rdmsr(&mut guest, FIXED_CONTROL), Ok(0x333));
+    assert_eq!([0, 0x4000_0001, 0x4000_0002].map(|n| rig.rdpmc(&mut guest, n)), [Ok(0); 3]);
+    assert_eq!(rig.rdpmc(&mut guest, 0x4000_0000), Ok(100), "the permitted one counts");
+}
+
+/// T-A1: what is compared with is what the processor has.
+#[test]
+fn a_denied_bit_goes_even_where_the_guest_wrote_the_same_before() {
+    let (mut rig, mut guest) = started(NoCycles);
+    rig.wrmsr(&mut guest, CONTROL, 0x7_0000_0001).expect("legal");
+    for _ in 0..2 {
+        rig.wrmsr(&mut guest, SELECTOR, INSTRUCTIONS).expect("legal");
+        rig.wrmsr(&mut guest, SELECTOR, CYCLES).expect("legal");
+        rig.wrmsr(&mut guest, FIXED_CONTROL, 0x333).expect("legal");
+        rig.wrmsr(&mut guest, FIXED_CONTROL, 0x330).expect("legal");
+    }
+    (0..100).for_each(|_| rig.step(&mut guest, 0, &ONE));
+    assert_eq!([0, 0x4000_0000, 0x4000_0001].map(|n| rig.rdpmc(&mut guest, n)), [Ok(0); 3]);
+}
+
+/// T-A10: with INT clear there is no interrupt, with INT set there is exactly one for each overflow.
+#[test]
+fn an_overflow_interrupts_once_whoever_executed_the_last_instruction() {
+    for emulated in [false, true] {
+        for interrupt in [0, EventSelector::INTERRUPT] {
+            let (mut rig, mut guest) = started(All);
+            rig.wrmsr(&mut guest, SELECTOR, INSTRUCTIONS | interrupt).expect("legal");
+            rig.wrmsr(&mut guest, CONTROL, 1).expect("legal");
+            for _ in 0..3 {
+                rig.wrmsr(&mut guest, COUNTER, (1 << 48) - 2).expect("legal");
+                rig.step(&mut guest, 3, &ONE);
+                assert_eq!(rig.rdmsr(&mut guest, STATUS), Ok(0));
+                if emulated {
+                    rig.exit(&mut guest, 3, false);
+                } else {
+                    rig.step(&mut guest, 3, &ONE);
+                }
+                assert_eq!((rig.rdmsr(&mut guest, STATUS), rig.rdpmc(&mut guest, 0)), (Ok(1), Ok(0)));
+                rig.step(&mut guest, 3, &ONE);
+                rig.wrmsr(&mut guest, STATUS_RESET, 1).expect("legal");
+            }
+            assert_eq!(guest.interrupts, if interrupt == 0 { 0 } else { 3 });
+        }
+    }
+}
+
+#[test]
+fn an_instruction_exit_costs_nothing_where_nobody_counts_instructions() {
+    let (mut rig, mut guest) = started(All);
+    rig.wrmsr(&mut guest, SELECTOR, CYCLES).expect("legal");
+    rig.wrmsr(&mut guest, CONTROL, 1).expect("legal");
+    let before = rig.registers.accesses.get();
+    (0..100).for_each(|_| rig.exit(&mut guest, 0, false));
+    assert_eq!(rig.registers.accesses.get(), before);
+}
+
+/// Requirements A18, A20 and section 1.4: registers move when the owner changes, and only those that differ.
+#[test]
+fn guests_that_take_turns_keep_their_counts_and_write_only_what_differs() {
+    let mut rig = Rig::intel(intel::Config::default());
+    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+    let mut expected = [0u64; 2];
+    for turn in 0..20u64 {
+        let (guest, at) = if turn % 2 == 0 { (&mut one, 0) } else { (&mut other, 1) };
+        rig.resume(guest);
+        if turn < 2 {
+            for n in 0..8 {
+                rig.wrmsr(guest, SELECTOR + n, INSTRUCTIONS).expect("legal");
+            }
+            rig.wrmsr(guest, FIXED_CONTROL, 0xBBBB).expect("legal");
+            rig.wrmsr(guest, CONTROL, 0xF_0000_00FF).expect("legal");
+        }
+        for _ in 0..=turn {
+            rig.step(guest, 3, &ONE);
+        }
+        expected[at] += turn + 1;
+        for counter in [0, 7, 0x4000_0000, 0x4000_0001] {
+            assert_eq!(rig.rdpmc(guest, counter), Ok(expected[at]), "counter {counter:#x} in turn {turn}");
+        }
+        rig.pause(guest);
+    }
+    // 8 counters and 4 fixed ones, 8 selectors, IA32_FIXED_CTR_CTRL and the status: 24 for each turn after the first two.
+    let counts = one.mechanism.counts();
+    assert_eq!(counts.loads, 10);
+    assert!(counts.writes <= 12 * counts.loads, "{counts:?}");
+}
+
+#[test]
+fn an_owner_that_never_changes_never_moves() {
+    let (mut rig, mut guest) = started(Passthrough::new());
+    let accesses = rig.registers.accesses.get();
+    for _ in 0..10 {
+        guest.mechanism.acquire(&mut rig.registers, &mut rig.host);
+    }
+    assert_eq!(rig.registers.accesses.get(), accesses);
+}
+
+/// T-A13: an interrupt that comes when its guest has left waits for it, and no other guest gets it.
+#[test]
+fn a_late_interrupt_goes_to_the_guest_that_caused_it() {
+    let mut rig = Rig::intel(intel::Config::default());
+    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+    rig.resume(&mut one);
+    rig.pause(&mut one);
+    rig.host.arrived = true;
+    rig.resume(&mut other);
+    assert_eq!(other.interrupts, 0);
+    rig.pause(&mut other);
+    rig.resume(&mut one);
+    assert_eq!((one.interrupts, other.interrupts), (1, 0));
+}
+
+/// Requirement A20.
+#[test]
+fn a_guest_that_has_ended_leaves_nothing_behind() {
+    let (mut rig, mut guest) = started(Passthrough::new());
+    rig.wrmsr(&mut guest, SELECTOR, INSTRUCTIONS | EventSelector::INTERRUPT).expect("legal");
+    rig.wrmsr(&mut guest, FIXED_CONTROL, 0xB).expect("legal");
+    rig.wrmsr(&mut guest, CONTROL, 0x1_0000_0001).expect("legal");
+    rig.wrmsr(&mut guest, COUNTER, (1 << 48) - 1).expect("legal");
+    (0..9).for_each(|_| rig.step(&mut guest, 3, &ONE));
+    guest.mechanism.release(&mut rig.registers, &mut rig.host);
+    for msr in
+        (0xC1..0xC9).chain(SELECTOR..SELECTOR + 8).chain(FIXED..FIXED + 4).chain([FIXED_CONTROL, STATUS, CONTROL])
+    {
+        assert_eq!(rig.registers.pmu.host_read(msr), 0, "{msr:#x}");
+    }
+}
+
+/// Requirement A4: whatever a guest writes, a denied event never counts, and nothing of the host shows.
+#[test]
+fn a_hostile_guest_never_counts_what_is_denied() {
+    let (mut rig, mut guest) = started(NoCycles);
+    let mut random = Random::new(7);
+    let mut cycles = [false; 8];
+    for _ in 0..100_000 {
+        let msr = match random.below(8) {
+            0..3 => SELECTOR + random.below(10) as u32,
+            3 => FIXED_CONTROL,
+            4 => CONTROL,
+            5 => COUNTER + random.below(10) as u32,
+            6 => FIXED + random.below(5) as u32,
+            _ => random.below(0x600) as u32,
+        };
+        let event = [0xC0, 0x3C, 0xC4, 0x2E][random.below(4) as usize];
+        let value = match random.below(3) {
+            0 => random.below(u64::MAX),
+            1 => event | random.below(1 << 24) & !0xFFFF & !(1 << 21),
+            _ => random.below(1 << 16) | random.below(1 << 8) << 32,
+        };
+        let written = rig.wrmsr(&mut guest, msr, value);
+        if let (Ok(()), Some(at)) = (written, msr.checked_sub(SELECTOR).filter(|at| *at < 8)) {
+            cycles[at as usize] = value & 0xFF == 0x3C;
+            assert_eq!(rig.rdmsr(&mut guest, msr), Ok(value));
+        }
+        let before: std::vec::Vec<_> = (0..8).map(|n| rig.registers.pmu.host_read_counter(n)).collect();
+        let denied = (1..4).map(|n| rig.registers.pmu.host_read_counter(0x4000_0000 | n)).collect::<std::vec::Vec<_>>();
+        rig.step(&mut guest, 3 * (random.below(2) as u8), &ONE);
+        rig.exit(&mut guest, 0, false);
+        for n in (0..8).filter(|n| cycles[*n as usize]) {
+            assert_eq!(rig.registers.pmu.host_read_counter(n), before[n as usize]);
+        }
+        for n in 1..4u32 {
+            assert_eq!(rig.registers.pmu.host_read_counter(0x4000_0000 | n), denied[n as usize - 1]);
+        }
+        let _ = rig.rdpmc(&mut guest, random.below(1 << 32) as u32);
+    }
+}
+
+mod on_amd {
+    use super::*;
+
+    const CORE_SELECTOR: u32 = 0xC001_0200;
+    const CORE_COUNTER: u32 = 0xC001_0201;
+    const AMD_CONTROL: u32 = 0xC000_0301;
+    const AMD_BRANCHES: u64 = 0xC2 | USER | SYSTEM | EventSelector::ENABLE;
+
+    fn started<P: PmuPolicy>(policy: P, config: amd::Config) -> (Rig, TestGuest<P>) {
+        let mut rig = Rig::amd(config);
+        let mut guest = rig.guest(policy);
+        rig.resume(&mut guest);
+        (rig, guest)
+    }
+
+    const GENERATIONS: [amd::Config; 3] = [
+        amd::Config { extended: true, global: true, freeze: true, virtualized: false },
+        amd::Config { extended: true, global: false, freeze: false, virtualized: false },
+        amd::Config { extended: false, global: false, freeze: false, virtualized: false },
+    ];
+
+    /// GuestOnly is forced in the processor's copy, so that the host never counts though nothing switches the counters.
+    #[test]
+    fn the_guest_counts_exactly_and_the_host_never_does() {
+        for config in GENERATIONS {
+            let (mut rig, mut guest) = started(Passthrough::new(), config);
+            let (selector, counter, step) =
+                if config.extended { (CORE_SELECTOR, CORE_COUNTER, 2) } else { (0xC001_0000, 0xC001_0004, 1) };
+            rig.wrmsr(&mut guest, selector, INSTRUCTIONS).expect("legal");
+            rig.wrmsr(&mut guest, selector + step, AMD_BRANCHES | EventSelector::HOST_ONLY).expect("legal");
+            if config.global {
+                rig.wrmsr(&mut guest, AMD_CONTROL, 0b11).expect("legal");
+            }
+            for _ in 0..500 {
+                rig.step(&mut guest, 3, &BRANCH);
+                rig.exit(&mut guest, 0, false);
+            }
+            assert_eq!(rig.rdmsr(&mut guest, counter), Ok(1000), "{config:?}");
+            assert_eq!(rig.rdpmc(&mut guest, 1), Ok(500));
+            assert_eq!(rig.rdmsr(&mut guest, selector), Ok(INSTRUCTIONS));
+            assert_eq!(rig.rdmsr(&mut guest, selector + step), Ok(AMD_BRANCHES | EventSelector::HOST_ONLY));
+        }
+    }
+
+    #[test]
+    fn guests_take_turns() {
+        let mut rig = Rig::amd(amd::Config::default());
+        let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(NoCycles));
+        for turn in 0..6u64 {
+            rig.resume(&mut one);
+            rig.wrmsr(&mut one, CORE_SELECTOR, INSTRUCTIONS).expect("legal");
+            rig.wrmsr(&mut one, AMD_CONTROL, 1).expect("legal");
+            rig.step(&mut one, 3, &ONE);
+            assert_eq!(rig.rdmsr(&mut one, CORE_COUNTER), Ok(turn + 1));
+            rig.pause(&mut one);
+            rig.resume(&mut other);
+            rig.wrmsr(&mut other, CORE_SELECTOR, 0x76 | USER | EventSelector::ENABLE).expect("legal");
+            rig.step(&mut other, 3, &ONE);
+            assert_eq!(rig.rdmsr(&mut other, CORE_COUNTER), Ok(0), "cycles are denied");
+            rig.pause(&mut other);
+        }
+    }
+
+    #[test]
+    fn an_illegal_register_faults_in_the_guest_alone() {
+        let (mut rig, mut guest) = started(Passthrough::new(), GENERATIONS[1]);
+        assert_eq!(rig.wrmsr(&mut guest, AMD_CONTROL, 1), Err(Fault));
+        assert_eq!(rig.rdmsr(&mut guest, 0xC001_020C), Err(Fault));
+    }
+}

@@ -1,0 +1,87 @@
+//! The PMU of a virtual processor where it meets the run loop: who owns the registers, the interrupt on its way to the
+//! local APIC, and what the guest's instructions count when the hypervisor executes them.
+
+use super::{Appliance, Backend, Vcpu, World};
+use crate::exit::{Event, Msr, Resolution};
+use crate::hw::Host;
+use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
+use crate::pmu::{Pmu, PmuPolicy, Retired};
+use crate::registers::ControlRegister;
+
+/// IA32_DEBUGCTL
+const DEBUGCTL: Msr = Msr(0x1D9);
+
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
+    /// The guest's registers go into the processor, unless they are there.
+    #[inline]
+    pub(super) fn enter_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::PRESENT {
+            if let Some(apic) = world.chipset.local_apic(self.index) {
+                apic.mask_performance_monitoring_on_delivery(!self.cpuid.is_amd());
+            }
+            self.pmu.acquire(&mut self.backend, world.host);
+            self.hear_pmu(world);
+            self.mirror_pmu(world);
+        }
+    }
+
+    /// The guest has ended: nothing of it stays in the processor.
+    #[cold]
+    pub(super) fn leave_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::PRESENT {
+            self.pmu.release(&mut self.backend, world.host);
+        }
+    }
+
+    /// RDPMC (SDM Vol. 2B "RDPMC").
+    pub(super) fn read_counter(&mut self, ecx: u32) -> Resolution {
+        let cr4 = self.backend.control(ControlRegister::Cr4);
+        match self.pmu.read_counter(ecx, self.backend.cpl(), cr4, &self.backend) {
+            Some(value) => {
+                self.backend.set_edx_eax(value);
+                Resolution::Complete
+            }
+            None => Resolution::Inject(Event::GENERAL_PROTECTION),
+        }
+    }
+
+    /// An instruction of the guest has been executed here.
+    #[inline(always)]
+    pub(super) fn retired<H: Host>(&mut self, branch: bool, world: &mut World<'_, H>) {
+        if !Pmu::<P>::PRESENT {
+            return;
+        }
+        let retired = Retired { cpl: self.backend.cpl(), branch };
+        let freezes =
+            |backend: &B| backend.switched_msr(DEBUGCTL).is_some_and(|word| word & FREEZE_PERFMON_ON_PMI != 0);
+        if self.pmu.retire(retired, &mut self.backend, freezes) {
+            self.interrupt_by_pmu(world);
+        }
+    }
+
+    /// The host has taken interrupts: one may have been the PMU's.
+    #[inline]
+    pub(super) fn hear_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::PRESENT && self.pmu.take_interrupt(world.host) {
+            self.interrupt_by_pmu(world);
+        }
+    }
+
+    /// The guest's local APIC delivers the interrupt of the counters (A25).
+    fn interrupt_by_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(apic) = world.chipset.local_apic(self.index) {
+            apic.raise_performance_monitoring();
+        }
+        self.attention = true;
+        self.mirror_pmu(world);
+    }
+
+    /// The guest may have written its LVTPC, and the processor's follows (A24).
+    #[inline]
+    pub(super) fn mirror_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::PRESENT {
+            let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
+            self.pmu.mirror(unmasked, world.host);
+        }
+    }
+}

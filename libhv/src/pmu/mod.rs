@@ -12,7 +12,9 @@ pub mod mechanism;
 pub mod paravirt;
 pub mod policy;
 pub mod registers;
+pub mod report;
 pub mod slot;
+pub mod state;
 pub mod view;
 
 pub use capability::PmuCapability;
@@ -22,4 +24,6 @@ pub use mechanism::{Pmu, PmuCounts};
 pub use paravirt::Paravirtual;
 pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
 pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
-pub use view::{Fault, PmuView};
+pub use report::{Item, PmuReport, Provision, Why};
+pub use state::State;
+pub use view::{Fault, NoPmu, PmuView};

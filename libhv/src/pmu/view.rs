@@ -6,11 +6,11 @@
 //! None of them shows a guest, or counts, anything but itself; where one could, the register does not pass.
 
 #[cfg(test)]
-mod tests;
+pub(in crate::pmu) mod tests;
 
 use super::capability::{FULL_WIDTH_WRITES, PERF_METRICS, PmuCapability};
 use super::policy::{Means, PmuShare};
-use super::registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
+use super::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::hw::pmu::GlobalSwitch;
 use crate::vcpu::cpuid::Leaf;
 
@@ -74,6 +74,32 @@ impl core::fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
+/// Why a guest has no PMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoPmu {
+    /// The processor has none that this pillar knows.
+    Processor,
+    /// The policy hides it, or shares no counter.
+    Policy,
+    /// Nothing would stop the guest's counters outside the guest.
+    NothingStopsIt,
+    /// CPUID cannot say that there are so few counters: AMD's processors without PerfMonV2 always have four.
+    TooFewCounters,
+}
+
+impl core::fmt::Display for NoPmu {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Processor => "the processor has none",
+            Self::Policy => "the policy gives none",
+            Self::NothingStopsIt => "nothing would stop its counters outside the guest",
+            Self::TooFewCounters => "there is no processor of this kind with so few counters",
+        })
+    }
+}
+
+impl core::error::Error for NoPmu {}
+
 /// Which of a register's accesses do not leave the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Passed {
@@ -103,32 +129,36 @@ fn only(legal: u64, value: u64) -> Result<u64, Fault> {
 }
 
 impl PmuView {
-    /// Decides what a guest is shown of `host`. `None` when it has no PMU: because it is not to have one, because
-    /// nothing would stop its counters outside the guest, or because CPUID cannot say what it would have (AMD's
-    /// processors without PerfMonV2 always have four counters).
+    /// Decides what a guest is shown of `host`; see [`decide`](Self::decide). `None` when it has no PMU.
+    pub fn new(host: &PmuCapability, share: &PmuShare, means: Means, switch: GlobalSwitch) -> Option<Self> {
+        Self::decide(host, share, means, switch).ok()
+    }
+
+    /// Decides what a guest is shown of `host`.
     ///
     /// Counters are as wide as the processor's, AnyThread is gone (it counts another guest), and of
     /// IA32_PERF_CAPABILITIES full-width writes are left (requirements A5, A7, A8, T-A5).
-    pub fn new(host: &PmuCapability, share: &PmuShare, means: Means, switch: GlobalSwitch) -> Option<Self> {
+    ///
+    /// # Errors
+    /// Why the guest has no PMU.
+    pub fn decide(host: &PmuCapability, share: &PmuShare, means: Means, switch: GlobalSwitch) -> Result<Self, NoPmu> {
         let stops = match (host.maker, switch) {
             (_, GlobalSwitch::Missing) | (Maker::Intel, GlobalSwitch::Selectors) => false,
             (Maker::Intel, GlobalSwitch::Hardware) => host.has_global_control(),
             (Maker::Amd, _) => true,
         };
-        let possible = match means {
-            Means::Hidden => false,
-            Means::Passed => stops,
-            Means::Emulated => true,
-        };
         let counters = share.counters.min(host.counters);
-        if !possible || counters == 0 {
-            return None;
+        match means {
+            Means::Hidden => return Err(NoPmu::Policy),
+            _ if counters == 0 => return Err(NoPmu::Policy),
+            Means::Passed if !stops => return Err(NoPmu::NothingStopsIt),
+            Means::Passed | Means::Emulated => {}
         }
         let guest = match host.maker {
             Maker::Intel => Self::intel(host, share, counters, means),
-            Maker::Amd => Self::amd(host, counters)?,
+            Maker::Amd => Self::amd(host, counters).ok_or(NoPmu::TooFewCounters)?,
         };
-        Some(Self { guest, host: *host, means, switch, filters: false })
+        Ok(Self { guest, host: *host, means, switch, filters: false })
     }
 
     fn intel(host: &PmuCapability, share: &PmuShare, counters: u8, means: Means) -> PmuCapability {
@@ -293,6 +323,28 @@ impl PmuView {
         }
     }
 
+    /// Returns every register that the guest has.
+    pub fn registers(&self) -> impl Iterator<Item = PmuRegister> + '_ {
+        const NUMBERED: [fn(u8) -> PmuRegister; 5] = [
+            PmuRegister::Counter,
+            PmuRegister::FullCounter,
+            PmuRegister::Selector,
+            PmuRegister::CoreSelector,
+            PmuRegister::Fixed,
+        ];
+        const SINGLE: [PmuRegister; 7] = [
+            PmuRegister::FixedControl,
+            PmuRegister::GlobalControl,
+            PmuRegister::GlobalStatus,
+            PmuRegister::StatusReset,
+            PmuRegister::StatusSet,
+            PmuRegister::InUse,
+            PmuRegister::Capabilities,
+        ];
+        let numbered = NUMBERED.into_iter().flat_map(|register| (0..MAX_COUNTERS).map(register));
+        numbered.chain(SINGLE).filter(|register| self.exists(*register))
+    }
+
     /// Returns the bits that IA32_PERF_GLOBAL_STATUS can have set by IA32_PERF_GLOBAL_STATUS_SET.
     #[inline]
     pub fn status_bits(&self) -> u64 {
@@ -341,7 +393,7 @@ impl PmuView {
             let selector = EventSelector(*selector);
             bits |= u64::from(selector.0 & 0xFF != 0) << n | u64::from(selector.interrupts()) << 63;
         }
-        for n in (0..8).filter(|n| self.guest.has_fixed(*n)) {
+        for n in (0..MAX_COUNTERS).filter(|n| self.guest.has_fixed(*n)) {
             let counts = fixed_control.of(n) & 0b11 != 0;
             bits |= u64::from(counts) << (32 + n) | u64::from(fixed_control.interrupts(n)) << 63;
         }

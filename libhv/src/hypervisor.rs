@@ -127,6 +127,9 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         crate::log!("bench entry-to-guest {} ticks", host.now().since(entry_tsc));
         let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host });
         crate::log!("exits of the guest:\n{}", vcpu.trace());
+        if Pmu::<P>::PRESENT {
+            crate::log!("pmu {}", vcpu.pmu().counts());
+        }
         outcome
     }
 }

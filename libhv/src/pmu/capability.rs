@@ -1,6 +1,6 @@
 //! What the processor's PMU has: CPUID and IA32_PERF_CAPABILITIES, judged (requirement A6). Pure.
 
-use super::registers::{EventSelector, MAX_COUNTERS, Maker};
+use super::registers::{EventSelector, MAX_COUNTERS, Maker, PmuRegister};
 use crate::vcpu::cpuid::CpuidSource;
 use bit_field::BitField;
 
@@ -156,6 +156,26 @@ impl PmuCapability {
     #[inline]
     pub const fn has_fixed(&self, n: u8) -> bool {
         n < MAX_COUNTERS && self.fixed >> n & 1 != 0
+    }
+
+    /// Returns whether there is a register.
+    pub const fn has(&self, register: PmuRegister) -> bool {
+        let intel = matches!(self.maker, Maker::Intel);
+        match register {
+            PmuRegister::Counter(n) | PmuRegister::Selector(n) => self.has_counter(n) && (intel || n < 4),
+            PmuRegister::FullCounter(n) => {
+                self.has_counter(n) && if intel { self.full_width_writes() } else { self.core_extensions }
+            }
+            PmuRegister::CoreSelector(n) => !intel && self.core_extensions && self.has_counter(n),
+            PmuRegister::Fixed(n) => self.has_fixed(n),
+            PmuRegister::FixedControl => intel && self.version >= 2,
+            PmuRegister::GlobalControl | PmuRegister::GlobalStatus | PmuRegister::StatusReset => {
+                self.has_global_control()
+            }
+            PmuRegister::StatusSet => self.has_status_set(),
+            PmuRegister::InUse => intel && self.version >= 4,
+            PmuRegister::Capabilities => intel && self.capabilities != 0,
+        }
     }
 
     /// Returns the bits that a selector may have (T-A18): for Intel without TSX, PEBS and, where it is gone, AnyThread.

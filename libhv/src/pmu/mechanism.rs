@@ -13,6 +13,7 @@ use super::view::PmuView;
 use crate::exit::Msr;
 use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
 use crate::vcpu::cpuid::{CpuidTable, Feature};
+use core::fmt;
 
 /// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
 pub const FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
@@ -30,6 +31,13 @@ pub struct PmuCounts {
     pub loads: u64,
     /// Registers written for it.
     pub writes: u64,
+}
+
+impl fmt::Display for PmuCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { interrupts, credited, loads, writes } = self;
+        write!(f, "interrupts {interrupts}, credited {credited}, loads {loads}, writes {writes}")
+    }
 }
 
 /// The PMU of one virtual processor.
@@ -127,7 +135,7 @@ impl<P: PmuPolicy> Pmu<P> {
             use PmuRegister::{FixedControl, GlobalControl, GlobalStatus, InUse, StatusReset, StatusSet};
             [FixedControl, GlobalControl, GlobalStatus, StatusReset, StatusSet, InUse]
         };
-        for register in each.chain(global).filter(|register| register.msr(host.maker).is_some()) {
+        for register in each.chain(global).filter(|register| host.has(*register)) {
             let passed = view.passes(register, false);
             hardware.pass_pmu(register, passed.read, passed.write);
         }
@@ -332,33 +340,45 @@ impl<P: PmuPolicy> Pmu<P> {
         hardware: &mut B,
         freezes: impl FnOnce(&B) -> bool,
     ) -> bool {
+        let counting = self.counting(retired, hardware);
+        counting != 0 && self.credit(counting, hardware, freezes)
+    }
+
+    /// Returns the counters that count an instruction which begins now: WRMSR to a selector counts by what it finds.
+    #[inline]
+    pub fn counting(&mut self, retired: Retired, hardware: &impl PmuHardware) -> u64 {
         if !Self::PRESENT || !self.selectors_passed && self.masks.counting(retired) == 0 {
-            return false;
+            return 0;
         }
-        self.credit(retired, hardware, freezes)
+        self.enabled_and_counting(retired, hardware)
     }
 
     #[inline(never)]
-    fn credit<B: PmuHardware>(&mut self, retired: Retired, hardware: &mut B, freezes: impl FnOnce(&B) -> bool) -> bool {
-        let Some(pmu) = self.host else { return false };
+    fn enabled_and_counting(&mut self, retired: Retired, hardware: &impl PmuHardware) -> u64 {
+        let Some(pmu) = self.host else { return 0 };
         let enabled = match hardware.global_switch() {
             GlobalSwitch::Hardware => hardware.guest_global_control(),
             _ if pmu.has_global_control() => hardware.read_pmu(PmuRegister::GlobalControl),
             _ => u64::MAX,
         };
-        if enabled == 0 {
-            return false;
-        }
-        let counting = if self.selectors_passed {
+        if enabled != 0 && self.selectors_passed {
             self.bank.take_selectors_of(&pmu, enabled, hardware);
-            CreditMasks::of(&pmu, &self.bank.selectors, FixedControl(self.bank.fixed_control)).counting(retired)
-        } else {
-            self.masks.counting(retired)
-        };
-        let counting = counting & enabled;
-        if counting == 0 || pmu.maker == Maker::Intel && pmu.version >= 4 && is_frozen(hardware) {
-            return false;
+            self.masks = CreditMasks::of(&pmu, &self.bank.selectors, FixedControl(self.bank.fixed_control));
         }
+        let counting = self.masks.counting(retired) & enabled;
+        let frozen = || pmu.maker == Maker::Intel && pmu.version >= 4 && is_frozen(hardware);
+        if counting == 0 || frozen() { 0 } else { counting }
+    }
+
+    /// Advances the counters in `counting` by one; returns as [`retire`](Self::retire) does.
+    #[inline(never)]
+    pub fn credit<B: PmuHardware>(
+        &mut self,
+        counting: u64,
+        hardware: &mut B,
+        freezes: impl FnOnce(&B) -> bool,
+    ) -> bool {
+        let Some(pmu) = self.host else { return false };
         let mut overflowed = 0;
         let mut interrupts = false;
         for bit in (0..64).filter(|bit| counting >> bit & 1 != 0) {

@@ -19,8 +19,6 @@ const LATEST_VERSION: u8 = 5;
 /// Counters of AMD's processors that CPUID says nothing about, with and without the core extensions.
 const AMD_COUNTERS: u8 = 4;
 const AMD_CORE_COUNTERS: u8 = 6;
-/// Registers of AMD's first generation, which every processor has.
-const AMD_FIRST_REGISTERS: u8 = 4;
 const CR4_PCE: u64 = 1 << 8;
 /// PC (pin control), which no processor with these registers has pins for: "reserved, not writeable".
 const PIN_CONTROL: u64 = 1 << 19;
@@ -302,25 +300,7 @@ impl PmuView {
     /// Returns whether the guest has a register.
     #[inline]
     pub fn exists(&self, register: PmuRegister) -> bool {
-        let guest = &self.guest;
-        let intel = guest.maker == Maker::Intel;
-        match register {
-            PmuRegister::Counter(n) | PmuRegister::Selector(n) => {
-                guest.has_counter(n) && (intel || n < AMD_FIRST_REGISTERS)
-            }
-            PmuRegister::FullCounter(n) => {
-                guest.has_counter(n) && if intel { guest.full_width_writes() } else { guest.core_extensions }
-            }
-            PmuRegister::CoreSelector(n) => !intel && guest.core_extensions && guest.has_counter(n),
-            PmuRegister::Fixed(n) => guest.has_fixed(n),
-            PmuRegister::FixedControl => intel && guest.version >= 2,
-            PmuRegister::GlobalControl | PmuRegister::GlobalStatus | PmuRegister::StatusReset => {
-                guest.has_global_control()
-            }
-            PmuRegister::StatusSet => guest.has_status_set(),
-            PmuRegister::InUse => intel && guest.version >= 4,
-            PmuRegister::Capabilities => intel && self.shows_capabilities(),
-        }
+        self.guest.has(register)
     }
 
     /// Returns every register that the guest has.

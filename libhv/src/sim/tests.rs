@@ -3,6 +3,7 @@
 mod counting;
 mod harness;
 mod oracle;
+mod pmu;
 mod run;
 mod wild;
 

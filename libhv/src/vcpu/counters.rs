@@ -52,11 +52,24 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             return;
         }
         let retired = Retired { cpl: self.backend.cpl(), branch };
-        let freezes =
-            |backend: &B| backend.switched_msr(DEBUGCTL).is_some_and(|word| word & FREEZE_PERFMON_ON_PMI != 0);
         if self.pmu.retire(retired, &mut self.backend, freezes) {
             self.interrupt_by_pmu(world);
         }
+    }
+
+    /// WRMSR to a register of the PMU: it counts by what it finds there, as in the processor.
+    #[cold]
+    pub(super) fn write_pmu_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>) -> Resolution {
+        let retired = Retired { cpl: self.backend.cpl(), branch: false };
+        let counting = self.pmu.counting(retired, &self.backend);
+        if self.pmu.write(msr, value, &mut self.backend).is_none() {
+            return Resolution::Inject(Event::GENERAL_PROTECTION);
+        }
+        self.backend.advance(world.memory);
+        if counting != 0 && self.pmu.credit(counting, &mut self.backend, freezes) {
+            self.interrupt_by_pmu(world);
+        }
+        Resolution::Retry
     }
 
     /// The host has taken interrupts: one may have been the PMU's.
@@ -84,4 +97,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             self.pmu.mirror(unmasked, world.host);
         }
     }
+}
+
+/// Returns whether an overflow freezes the guest's counters.
+fn freezes(backend: &impl Backend) -> bool {
+    backend.switched_msr(DEBUGCTL).is_some_and(|word| word & FREEZE_PERFMON_ON_PMI != 0)
 }

@@ -105,7 +105,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 self.backend.set_tsc_offset(offset);
                 true
             }
-            MsrWrite::Fault if Pmu::<P>::PRESENT => self.pmu.write(msr, value, &mut self.backend).is_some(),
+            MsrWrite::Fault if Pmu::<P>::PRESENT => return self.write_pmu_msr(msr, value, world),
             MsrWrite::LocalApic | MsrWrite::Fault => false,
         };
         if done { Resolution::Complete } else { Resolution::Inject(Event::GENERAL_PROTECTION) }

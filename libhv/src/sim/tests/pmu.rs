@@ -1,0 +1,217 @@
+//! The PMU pillar under the run loop, on the simulated processor: guests that own the counters.
+
+use super::harness::{DEBUG_EXIT, Mode, STACK};
+use super::*;
+use crate::devices::{Chipset, Configuration};
+use crate::exit::StopReason;
+use crate::pmu::{EventFilter, Filtered, Passthrough, PmuCapability, PmuCounts, PmuPolicy};
+use crate::registers::EntryState;
+use crate::sim::pmu::{Config, Happened, amd, intel};
+use crate::vcpu::cpuid::Settings;
+use crate::vcpu::{Vcpu, World};
+use std::boxed::Box;
+
+const MEMORY: usize = super::harness::MEMORY;
+const PMI: u8 = 0x51;
+const LVTPC: u32 = 0x34;
+const END_OF_INTERRUPT: u32 = 0xB;
+const SPURIOUS: u32 = 0xF;
+const INSTRUCTIONS: u64 = 0xC0 | 1 << 16 | 1 << 17 | 1 << 22;
+const INT: u64 = 1 << 20;
+/// Far more than guests count here: whatever leaks shows.
+const HOST_WORK: Happened = Happened {
+    cycles: 10_000,
+    ref_cycles: 10_000,
+    instructions: 10_000,
+    branches: 1000,
+    conditional: 1000,
+    mispredicted: 100,
+    llc_references: 100,
+    llc_misses: 100,
+};
+
+/// Where a vendor has its registers.
+#[derive(Clone, Copy)]
+struct Registers {
+    vendor: Vendor,
+    config: Config,
+    selector: u32,
+    counter: u32,
+    control: u32,
+    clear: u32,
+}
+
+fn both() -> [Registers; 2] {
+    [
+        Registers {
+            vendor: Vendor::Intel,
+            config: Config::Intel(intel::Config::default()),
+            selector: 0x186,
+            counter: 0x4C1,
+            control: 0x38F,
+            clear: 0x390,
+        },
+        Registers {
+            vendor: Vendor::Amd,
+            config: Config::Amd(amd::Config::default()),
+            selector: 0xC001_0200,
+            counter: 0xC001_0201,
+            control: 0xC000_0301,
+            clear: 0xC000_0302,
+        },
+    ]
+}
+
+struct Ran {
+    /// What the guest wrote to the debug-exit port.
+    value: u32,
+    journal: Vec<Record>,
+    counts: PmuCounts,
+    exits: u64,
+    machine: Machine,
+}
+
+impl Ran {
+    fn interrupts(&self, wanted: Event) -> usize {
+        self.journal.iter().filter(|record| matches!(record, Record::Delivered(event, _) if *event == wanted)).count()
+    }
+}
+
+fn run<P: PmuPolicy>(policy: P, registers: Registers, skid: u64, program: &Program) -> Ran {
+    let mut machine = Machine::new(1, HZ, 0);
+    machine.set_pmu(registers.config);
+    machine.set_host_work(HOST_WORK);
+    machine.set_pmi_skid(skid);
+    let cpuid = machine.cpuid(registers.vendor);
+    let capability = PmuCapability::of(&cpuid, || machine.pmu(|pmu| pmu.host_read(0x345)));
+    let (mut processor, mut memory) = Processor::new(&machine, registers.vendor, 1, MEMORY, program);
+    processor.stop_after(10_000_000);
+    let journal = processor.journal();
+    let mut chipset =
+        Chipset::new(Configuration { memory_below_4g: MEMORY as u64, ..Configuration::new(HZ) }, Box::new(()));
+    let (settings, entry) = (Settings::new(1, HZ), EntryState::protected_mode(0x1000));
+    let mut vcpu = Vcpu::with_pmu(processor, (), policy, capability, 0, &cpuid, &settings, &entry);
+    let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine });
+    let Ok(StopReason::DebugExit(value)) = outcome else { panic!("the guest ended with {outcome:?}") };
+    Ran { value, journal: journal.take(), counts: vcpu.pmu().counts(), exits: vcpu.trace().exits(), machine }
+}
+
+/// A guest that sets up counter 0, runs `body`, and tells what `RDPMC` of counter 0 gives then.
+fn counting(registers: Registers, selector: u64, start: u64, body: impl FnOnce(&mut Program)) -> Program {
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
+    program.wrmsr(registers.selector, selector).wrmsr(registers.counter, start).wrmsr(registers.control, 1);
+    body(&mut program);
+    program.rdpmc(0).ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
+    program
+}
+
+/// The counted loop of `times` rounds, each with an exit.
+fn looped(registers: Registers, times: u32) -> Program {
+    counting(registers, INSTRUCTIONS, 0, |program| {
+        program.repeat(times, &[Op::Nop, Op::PushAll, Op::Mov(Gpr::Rax, 0), Op::Cpuid, Op::PopAll]);
+    })
+}
+
+/// Requirement A26, section 1.4 point 6: the host adds nothing, and skipped instructions count once.
+#[test]
+fn a_loop_with_an_exit_in_each_round_counts_exactly() {
+    fn counts<P: PmuPolicy>(policy: impl Fn() -> P, registers: Registers) {
+        let base = run(policy(), registers, 0, &looped(registers, 1));
+        let more = run(policy(), registers, 0, &looped(registers, 1001));
+        assert_eq!(more.value - base.value, 1000 * 7, "on {:?}", registers.vendor);
+        assert!(more.exits >= base.exits + 1000);
+        assert!(more.counts.credited >= 1000, "CPUID is credited");
+    }
+    for registers in both() {
+        counts(Passthrough::new, registers);
+        counts(|| Filtered::new(&EventFilter::ALLOW_ALL).expect("legal"), registers);
+    }
+}
+
+/// Requirements A22 to A25, T-A2, T-A10: each overflow is one interrupt in the guest, whether the processor or the
+/// hypervisor executed the last instruction, however late the processor tells.
+#[test]
+fn each_overflow_reaches_the_guests_handler_once() {
+    const ROUNDS: u32 = 40;
+    for registers in both() {
+        for mode in [Mode::XApic, Mode::X2Apic] {
+            for skid in [0, 3] {
+                let program = sampled(registers, mode, ROUNDS, PMI.into());
+                let ran = run(Passthrough::new(), registers, skid, &program);
+                let delivered = ran.interrupts(Event::Interrupt(PMI));
+                assert_eq!(ran.counts.interrupts, delivered as u64);
+                // 70 instructions a period, 20 rounds of 7 each.
+                assert!(delivered >= 5, "{delivered} interrupts on {:?}, skid {skid}", registers.vendor);
+                assert_eq!(ran.machine.host_nmis(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_overflow_can_be_an_nmi() {
+    for registers in both() {
+        let program = sampled(registers, Mode::X2Apic, 40, 4 << 8);
+        let ran = run(Passthrough::new(), registers, 0, &program);
+        assert!(ran.interrupts(Event::Nmi) >= 5);
+        assert_eq!(ran.counts.interrupts, ran.interrupts(Event::Nmi) as u64);
+    }
+}
+
+/// Requirement A24: masked by the guest, masked in the processor; the status tells all the same.
+#[test]
+fn a_masked_guest_gets_no_interrupt_and_has_no_exits_by_it() {
+    for registers in both() {
+        let program = sampled(registers, Mode::X2Apic, 40, 1 << 16 | u32::from(PMI));
+        let ran = run(Passthrough::new(), registers, 0, &program);
+        assert_eq!((ran.interrupts(Event::Interrupt(PMI)), ran.counts.interrupts), (0, 0));
+    }
+}
+
+/// A guest that samples: the handler clears the status, starts the next period and unmasks its entry.
+fn sampled(registers: Registers, mode: Mode, rounds: u32, entry: u32) -> Program {
+    const PERIOD: u64 = (1 << 48) - 70;
+    let vector = if entry >> 8 & 7 == 4 { 2 } else { PMI };
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
+    if matches!(mode, Mode::X2Apic) {
+        program.wrmsr(0x1B, 0xFEE0_0D00);
+    }
+    mode.write(&mut program, SPURIOUS, 0x1FF);
+    mode.write(&mut program, LVTPC, entry);
+    program.wrmsr(registers.selector, INSTRUCTIONS | INT).wrmsr(registers.counter, PERIOD).wrmsr(registers.control, 1);
+    program.ops(&[Op::Sti]);
+    program.repeat(rounds, &[Op::Nop, Op::PushAll, Op::Mov(Gpr::Rax, 0), Op::Cpuid, Op::PopAll]);
+    program.repeat(20 * rounds, &[Op::Nop]);
+    program.out(DEBUG_EXIT, Width::Dword, 1).ops(&[Op::Hlt]).handler(vector);
+    program.ops(&[Op::PushAll]).wrmsr(registers.clear, 1).wrmsr(registers.counter, PERIOD);
+    mode.write(&mut program, LVTPC, entry);
+    if vector == PMI {
+        mode.write(&mut program, END_OF_INTERRUPT, 0);
+    }
+    program.ops(&[Op::PopAll, Op::Iret]);
+    program
+}
+
+/// Requirement A4: nothing of the guest's stays in the processor when it has ended.
+#[test]
+fn a_guest_that_has_ended_leaves_the_counters_empty() {
+    for registers in both() {
+        let ran = run(Passthrough::new(), registers, 0, &looped(registers, 10));
+        let left = ran.machine.pmu(|pmu| [pmu.host_read(registers.selector), pmu.host_read(registers.counter)]);
+        assert_eq!(left, [0, 0]);
+    }
+}
+
+#[test]
+fn without_a_policy_there_is_no_pmu() {
+    for registers in both() {
+        for msr in [registers.selector, registers.counter, registers.control] {
+            let mut program = Program::at(0x1000);
+            program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).rdmsr(msr).out(DEBUG_EXIT, Width::Dword, 0);
+            program.ops(&[Op::Hlt]).handler(13).out(DEBUG_EXIT, Width::Dword, 13);
+            assert_eq!(run((), registers, 0, &program).value, 13, "{msr:#x}");
+        }
+    }
+}

@@ -9,6 +9,7 @@ pub mod capability;
 pub mod credit;
 pub mod filter;
 pub mod mechanism;
+pub mod host;
 pub mod paravirt;
 pub mod policy;
 pub mod registers;

@@ -2,6 +2,7 @@
 //! registers, and stays sound whatever a policy answers.
 
 use super::capability::PmuCapability;
+use super::host::{Beside, HostCounting, HostEvents};
 use super::registers::{EventSelector, FixedControl};
 
 /// How a guest's counters come to count.
@@ -60,6 +61,8 @@ pub trait PmuPolicy {
     const FILTERS: bool;
     /// Whether the guest has paravirtual events: see [`Paravirtual`](super::Paravirtual).
     const PARAVIRTUAL: bool = false;
+    /// Whether the host counts events of its own: see [`beside`](Self::beside).
+    const HOST_COUNTS: bool = false;
 
     /// Decides what the guest gets of what the processor has.
     fn share(&self, host: &PmuCapability) -> PmuShare {
@@ -77,6 +80,19 @@ pub trait PmuPolicy {
     fn permits_fixed(&self, counter: u8, control: FixedControl) -> bool {
         let _ = (counter, control);
         true
+    }
+
+    /// Returns what the host counts.
+    fn host_events(&self) -> Option<&HostEvents> {
+        None
+    }
+
+    /// Puts a host that counts events of its own beside the guest: they stand still while it runs.
+    fn beside<C: HostCounting>(self, host: C) -> Beside<Self, C>
+    where
+        Self: Sized,
+    {
+        Beside::new(self, host)
     }
 }
 

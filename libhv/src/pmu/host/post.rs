@@ -1,0 +1,330 @@
+//! What the handler of NMIs and the run loop share: how far each event has come, samples that wait, and who is to be
+//! looked at when an NMI comes. All of it is atomic, because the handler interrupts the loop anywhere.
+//!
+//! While the host's counters run, the handler serves them. While they are stopped, which is whenever the guest's
+//! registers may be in the processor, it touches none (A23): it takes down that an NMI came, and the run loop serves the
+//! overflow as it stops. An overflow whose NMI has not come by then is owed one, by which the late NMI is known.
+
+use super::events::{Assigned, Bark, HostEvents, MAX_EVENTS, Sample};
+use crate::hw::PmuHardware;
+use crate::pmu::bank::counter_register;
+use crate::pmu::capability::PmuCapability;
+use crate::pmu::registers::{CounterIndex, PmuRegister};
+use crate::time::Tsc;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// Samples that wait for the run loop; a power of two. Those beyond are counted as lost.
+const KEPT: usize = 64;
+
+/// Where the processor was when an NMI came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In the host, at this RIP.
+    Host(u64),
+    /// In the guest, at this RIP: the NMI is why it left.
+    Guest(u64),
+}
+
+/// Whose an NMI was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// An event's, which has run over.
+    Served,
+    /// That of an overflow which has been served already, or of the guest's.
+    Late,
+    /// None of this: another source's.
+    Strange,
+}
+
+/// How far one event has come.
+#[derive(Debug)]
+struct Progress {
+    event: Assigned,
+    /// What the counter held when `total` was taken.
+    last: AtomicU64,
+    total: AtomicU64,
+    samples: AtomicU64,
+}
+
+/// A sample that waits: address, moment, and the event with [`KNOWN`] and [`GUEST`].
+type Waiting = [AtomicU64; 3];
+const KNOWN: u64 = 1 << 8;
+const GUEST: u64 = 1 << 9;
+
+/// The account of one processor's host counters.
+#[derive(Debug)]
+pub struct Post {
+    pmu: PmuCapability,
+    progress: Vec<Progress>,
+    control: u64,
+    on_bark: fn(&Bark),
+    processor: AtomicUsize,
+    running: AtomicBool,
+    /// An NMI came while the counters were stopped, and where.
+    came: AtomicBool,
+    came_at: AtomicU64,
+    /// An overflow has been served whose NMI has not come.
+    owed: AtomicBool,
+    /// A counter of the guest's has run over whose interrupt has not come.
+    guest_ran_over: AtomicBool,
+    /// It has come, as an NMI.
+    guest_came: AtomicBool,
+    beats: AtomicU64,
+    /// The beats when the watchdog looked last.
+    seen: AtomicU64,
+    waiting: [Waiting; KEPT],
+    written: AtomicUsize,
+    read: AtomicUsize,
+    lost: AtomicU64,
+}
+
+impl Post {
+    pub(super) fn new(pmu: &PmuCapability, events: &HostEvents, assigned: &[Assigned]) -> &'static Self {
+        let progress = assigned.iter().take(MAX_EVENTS).map(|event| Progress {
+            event: *event,
+            last: AtomicU64::new(start(event, 0)),
+            total: AtomicU64::new(0),
+            samples: AtomicU64::new(0),
+        });
+        Box::leak(Box::new(Self {
+            pmu: *pmu,
+            progress: progress.collect(),
+            control: assigned.iter().fold(0, |bits, event| bits | 1 << event.counter.bit()),
+            on_bark: events.on_bark,
+            processor: AtomicUsize::new(0),
+            running: AtomicBool::new(false),
+            came: AtomicBool::new(false),
+            came_at: AtomicU64::new(0),
+            owed: AtomicBool::new(false),
+            guest_ran_over: AtomicBool::new(false),
+            guest_came: AtomicBool::new(false),
+            beats: AtomicU64::new(0),
+            seen: AtomicU64::new(u64::MAX),
+            waiting: [const { [const { AtomicU64::new(0) }; 3] }; KEPT],
+            written: AtomicUsize::new(0),
+            read: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+        }))
+    }
+
+    /// Returns how often an event has happened in the host, up to when its counter was last looked at; 0 for an event
+    /// that nobody asked for.
+    pub fn value(&self, event: usize) -> u64 {
+        self.progress.get(event).map_or(0, |progress| progress.total.load(Relaxed))
+    }
+
+    /// Returns how many samples an event has given.
+    pub fn samples(&self, event: usize) -> u64 {
+        self.progress.get(event).map_or(0, |progress| progress.samples.load(Relaxed))
+    }
+
+    /// Returns how many samples nobody could be told of, because too many waited.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
+
+    /// Returns the bits of IA32_PERF_GLOBAL_CTRL that enable the host's events.
+    pub(super) fn control(&self) -> u64 {
+        self.control
+    }
+
+    pub(super) fn set_processor(&self, processor: usize) {
+        self.processor.store(processor, Relaxed);
+    }
+
+    /// The run loop makes progress.
+    #[inline]
+    pub(super) fn beat(&self) {
+        self.beats.store(self.beats.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// The counters are in the processor and count from now on; NMIs are the handler's.
+    #[inline]
+    pub(super) fn set_running(&self, running: bool) {
+        self.running.store(running, Relaxed);
+        // The handler runs on this processor: only the compiler could move writes across.
+        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Serves an NMI that the processor took, on this processor, with no other in progress. In the host it is the
+    /// handler of NMIs that calls this. Unless it is [`Verdict::Strange`] or the counters are stopped, the caller routes
+    /// LVTPC to the host again, which has masked itself.
+    pub fn nmi(&self, place: Option<Place>, now: Tsc, hardware: &mut impl PmuHardware) -> Verdict {
+        if !self.running.load(Relaxed) {
+            if let Some(Place::Host(rip)) = place {
+                self.came_at.store(rip, Relaxed);
+                self.came.store(true, Relaxed);
+            }
+            return Verdict::Late;
+        }
+        self.pause(hardware);
+        let overflowed = self.take_counts(hardware, place, now);
+        self.resume(hardware);
+        if overflowed {
+            return Verdict::Served;
+        }
+        let known = self.owed.swap(false, Relaxed)
+            || self.guest_ran_over.swap(false, Relaxed) && !self.guest_came.swap(true, Relaxed)
+            || matches!(place, Some(Place::Guest(rip)) if self.attribute(rip));
+        if known { Verdict::Late } else { Verdict::Strange }
+    }
+
+    /// Where NMIs are taken by the host once the guest has left for them, the sample has been kept by then, as the
+    /// host's: it is the guest's.
+    fn attribute(&self, rip: u64) -> bool {
+        let waits = self.has_samples();
+        if waits {
+            let [address, _, which] = &self.waiting[self.read.load(Relaxed) % KEPT];
+            address.store(rip, Relaxed);
+            which.store(which.load(Relaxed) | KNOWN | GUEST, Relaxed);
+        }
+        waits
+    }
+
+    /// The guest has left with a counter run over that interrupts.
+    pub(super) fn guest_ran_over(&self) {
+        self.guest_ran_over.store(true, Relaxed);
+    }
+
+    /// Returns whether the guest is owed an interrupt: `came` tells whether one has come on its route.
+    pub(super) fn take_guest_pmi(&self, came: bool) -> bool {
+        let by_nmi = self.guest_came.load(Relaxed) && self.guest_came.swap(false, Relaxed);
+        if !came {
+            return by_nmi;
+        }
+        let its_own = self.guest_ran_over.swap(false, Relaxed);
+        // The host's late one took the guest's route: the guest has none run over.
+        by_nmi || its_own || !self.owed.swap(false, Relaxed)
+    }
+
+    /// Counts what the counters have counted since they were last looked at, and serves those that have run over. They
+    /// stand still. Called by the run loop with `running` clear.
+    pub(super) fn settle(&self, hardware: &mut impl PmuHardware, now: Tsc) {
+        let came = self.came.swap(false, Relaxed).then(|| Place::Host(self.came_at.load(Relaxed)));
+        let overflowed = self.take_counts(hardware, came, now);
+        match (overflowed, came) {
+            (true, None) => self.owed.store(true, Relaxed),
+            // What came was a late one.
+            (false, Some(_)) => self.owed.store(false, Relaxed),
+            _ => {}
+        }
+    }
+
+    /// An NMI came while the counters were stopped and before they are started again: nothing has run over since, so it
+    /// was a late one.
+    pub(super) fn forgive(&self) {
+        if self.came.swap(false, Relaxed) {
+            self.owed.store(false, Relaxed);
+        }
+    }
+
+    fn pause(&self, hardware: &mut impl PmuHardware) {
+        if self.pmu.has_global_control() {
+            hardware.write_pmu(PmuRegister::GlobalControl, 0);
+        }
+    }
+
+    fn resume(&self, hardware: &mut impl PmuHardware) {
+        if self.pmu.has_global_control() {
+            hardware.write_pmu(PmuRegister::GlobalControl, self.control);
+        }
+    }
+
+    /// Returns whether an event that is sampled has run over.
+    fn take_counts(&self, hardware: &mut impl PmuHardware, place: Option<Place>, now: Tsc) -> bool {
+        let (mut any, mut reset) = (false, 0);
+        for (number, progress) in self.progress.iter().enumerate() {
+            let event = &progress.event;
+            let value = hardware.read_counter(event.counter) & event.mask;
+            let happened = value.wrapping_sub(progress.last.load(Relaxed)) & event.mask;
+            progress.total.store(progress.total.load(Relaxed).wrapping_add(happened), Relaxed);
+            let runs_over = event.period.is_some() && value <= event.mask >> 1;
+            if !runs_over {
+                progress.last.store(value, Relaxed);
+                continue;
+            }
+            // What it has counted beyond belongs to the next period.
+            let next = start(event, value);
+            let register = match event.counter {
+                CounterIndex::General(n) => counter_register(&self.pmu, n),
+                CounterIndex::Fixed(n) => PmuRegister::Fixed(n),
+            };
+            hardware.write_pmu(register, next);
+            progress.last.store(next, Relaxed);
+            progress.samples.store(progress.samples.load(Relaxed).wrapping_add(1), Relaxed);
+            (any, reset) = (true, reset | 1 << event.counter.bit());
+            if event.watches { self.watch(place) } else { self.keep(number, place, now) }
+        }
+        if reset != 0 && self.pmu.has_global_control() {
+            hardware.write_pmu(PmuRegister::StatusReset, reset);
+        }
+        any
+    }
+
+    /// Barks when there has been no progress since it looked last.
+    fn watch(&self, place: Option<Place>) {
+        let beats = self.beats.load(Relaxed);
+        if self.seen.swap(beats, Relaxed) != beats {
+            return;
+        }
+        let rip = match place {
+            Some(Place::Host(rip)) => Some(rip),
+            // The guest runs: that is progress.
+            Some(Place::Guest(_)) => return,
+            None => None,
+        };
+        (self.on_bark)(&Bark { processor: self.processor.load(Relaxed), rip, beats });
+    }
+
+    fn keep(&self, event: usize, place: Option<Place>, now: Tsc) {
+        let written = self.written.load(Relaxed);
+        if written.wrapping_sub(self.read.load(Relaxed)) >= KEPT {
+            self.lost.store(self.lost.load(Relaxed).wrapping_add(1), Relaxed);
+            return;
+        }
+        let (rip, flags) = match place {
+            None => (0, 0),
+            Some(Place::Host(rip)) => (rip, KNOWN),
+            Some(Place::Guest(rip)) => (rip, KNOWN | GUEST),
+        };
+        let [address, moment, which] = &self.waiting[written % KEPT];
+        address.store(rip, Relaxed);
+        moment.store(now.0, Relaxed);
+        which.store(event as u64 | flags, Relaxed);
+        self.written.store(written.wrapping_add(1), Relaxed);
+    }
+
+    /// Returns what the counter of an event holds, as of when it was looked at last.
+    pub(super) fn held(&self, event: usize) -> u64 {
+        self.progress.get(event).map_or(0, |progress| progress.last.load(Relaxed))
+    }
+
+    /// Returns whether samples wait.
+    #[inline]
+    pub(super) fn has_samples(&self) -> bool {
+        self.written.load(Relaxed) != self.read.load(Relaxed)
+    }
+
+    /// Tells of the samples that wait.
+    #[cold]
+    pub(super) fn tell(&self, told: fn(&Sample)) {
+        while self.has_samples() {
+            let read = self.read.load(Relaxed);
+            let [address, moment, which] = self.waiting[read % KEPT].each_ref().map(|word| word.load(Relaxed));
+            self.read.store(read.wrapping_add(1), Relaxed);
+            told(&Sample {
+                event: (which & 0xFF) as usize,
+                rip: (which & KNOWN != 0).then_some(address),
+                guest: which & GUEST != 0,
+                at: Tsc(moment),
+            });
+        }
+    }
+}
+
+/// Returns what a counter starts from that has counted `beyond` events of its next period.
+fn start(event: &Assigned, beyond: u64) -> u64 {
+    event.period.map_or(0, |period| beyond.wrapping_sub(period) & event.mask)
+}

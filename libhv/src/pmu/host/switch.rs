@@ -1,0 +1,274 @@
+//! The host's counters at entry and exit, in the order of requirement A16, with interrupts off throughout (A21).
+
+use super::events::{Assigned, HostCountersError, HostEvents, Sample};
+use super::plan::Plan;
+use super::post::{Place, Post, Verdict};
+use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
+use crate::pmu::bank::{Bank, selector_register};
+use crate::pmu::capability::PmuCapability;
+use crate::pmu::policy::PmuShare;
+use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, PmuRegister};
+use crate::time::Tsc;
+use alloc::vec::Vec;
+
+/// The host's counters of one logical processor.
+#[derive(Debug)]
+pub struct HostPmu {
+    pmu: PmuCapability,
+    plan: Plan,
+    events: Vec<Assigned>,
+    post: &'static Post,
+    on_sample: fn(&Sample),
+    watches: bool,
+    /// The registers as they are while the host's events run, IA32_PERF_GLOBAL_CTRL aside.
+    bank: Bank,
+    /// Whether the guest is counted too.
+    guest: bool,
+    /// IA32_PERF_GLOBAL_STATUS that the guest was entered with.
+    guest_status: u64,
+    writes: u64,
+}
+
+impl HostPmu {
+    /// Gives the events counters of a processor's PMU, and decides how it is shared. `guest` is what the guest has of
+    /// it, `None` when it has no PMU.
+    ///
+    /// # Errors
+    /// When what is wanted cannot be counted beside that guest.
+    pub fn new(
+        events: &HostEvents,
+        pmu: Option<&PmuCapability>,
+        guest: Option<&PmuShare>,
+        switch: GlobalSwitch,
+    ) -> Result<Self, HostCountersError> {
+        let pmu = pmu.ok_or(HostCountersError::NoPmu)?;
+        let assigned = events.assign(pmu)?;
+        let plan = Plan::of(pmu, &assigned, events.counts_guest(), guest, switch)?;
+        Ok(Self {
+            pmu: *pmu,
+            plan,
+            post: Post::new(pmu, events, &assigned),
+            on_sample: events.on_sample,
+            watches: assigned.iter().any(|event| event.watches),
+            bank: Bank::default(),
+            guest: events.counts_guest(),
+            guest_status: 0,
+            writes: 0,
+            events: assigned,
+        })
+    }
+
+    /// Returns how it is shared.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Returns the account: values, samples, and what the handler of NMIs needs.
+    pub fn post(&self) -> &'static Post {
+        self.post
+    }
+
+    /// Starts the events on a processor in whose registers nothing counts. What the mechanism arranges for the guest has
+    /// been arranged.
+    pub fn start(&mut self, processor: usize, hardware: &mut impl PmuHardware, host: &mut impl PmiHost) {
+        self.post.set_processor(processor);
+        for event in &self.events {
+            let from = event.period.map_or(0, |period| period.wrapping_neg() & event.mask);
+            match event.counter {
+                CounterIndex::General(n) => {
+                    let at = usize::from(n & 7);
+                    (self.bank.selectors[at], self.bank.counters[at]) = (event.control, from);
+                }
+                CounterIndex::Fixed(n) => {
+                    self.bank.fixed_control |= event.control << (4 * (n & 7));
+                    self.bank.fixed[usize::from(n & 7)] = from;
+                }
+            }
+        }
+        let control = self.post.control();
+        match self.plan {
+            Plan::Processor if self.guest => hardware.switch_global_control(false, control),
+            Plan::Processor => {
+                hardware.set_guest_global_control(0);
+                hardware.switch_global_control(true, control);
+            }
+            Plan::Partition => hardware.switch_global_control(true, control),
+            Plan::PartitionRouted | Plan::Switch => hardware.switch_global_control(true, 0),
+            Plan::Stop => {}
+        }
+        self.quiet().put(&self.pmu, &Bank::default(), hardware);
+        if self.plan != Plan::Partition {
+            host.route_pmi(PmiRoute::Host);
+        }
+        self.resume(hardware);
+    }
+
+    /// What the registers hold while the events are stopped: without IA32_PERF_GLOBAL_CTRL the selectors stop them.
+    fn quiet(&self) -> Bank {
+        let mut bank = self.bank;
+        if !self.pmu.has_global_control() {
+            for selector in &mut bank.selectors {
+                *selector &= !EventSelector::ENABLE;
+            }
+        }
+        bank
+    }
+
+    fn enable(&self, enabled: bool, hardware: &mut impl PmuHardware) {
+        if self.pmu.has_global_control() {
+            return hardware.write_pmu(PmuRegister::GlobalControl, if enabled { self.post.control() } else { 0 });
+        }
+        for event in &self.events {
+            if let CounterIndex::General(n) = event.counter {
+                let control = if enabled { event.control } else { event.control & !EventSelector::ENABLE };
+                hardware.write_pmu(selector_register(&self.pmu, n), control);
+            }
+        }
+    }
+
+    /// Stops the events, and brings their account up to date.
+    fn stop(&mut self, hardware: &mut impl PmuHardware, now: Tsc) {
+        self.post.set_running(false);
+        self.enable(false, hardware);
+        self.post.settle(hardware, now);
+    }
+
+    fn resume(&mut self, hardware: &mut impl PmuHardware) {
+        self.post.forgive();
+        self.post.set_running(true);
+        self.enable(true, hardware);
+    }
+
+    /// Before each entry: the host's events stop, the interrupt is routed as `route` says, and `guest` is put into the
+    /// registers. With no guest that has a PMU, `guest` and `route` have no meaning.
+    #[inline]
+    pub fn on_entry(
+        &mut self,
+        hardware: &mut impl PmuHardware,
+        host: &mut (impl Host + PmiHost),
+        guest: &Bank,
+        route: PmiRoute,
+    ) {
+        if self.post.has_samples() {
+            self.post.tell(self.on_sample);
+        }
+        if self.watches {
+            self.post.beat();
+        }
+        match self.plan {
+            Plan::Processor | Plan::Partition => {}
+            Plan::Stop => self.stop(hardware, host.now()),
+            Plan::PartitionRouted => {
+                self.stop(hardware, host.now());
+                host.route_pmi(route);
+            }
+            Plan::Switch => {
+                self.stop(hardware, host.now());
+                host.route_pmi(route);
+                self.restore(guest, hardware);
+            }
+        }
+    }
+
+    fn restore(&mut self, guest: &Bank, hardware: &mut impl PmuHardware) {
+        for (number, event) in self.events.iter().enumerate() {
+            let held = self.post.held(number);
+            match event.counter {
+                CounterIndex::General(n) => self.bank.counters[usize::from(n & 7)] = held,
+                CounterIndex::Fixed(n) => self.bank.fixed[usize::from(n & 7)] = held,
+            }
+        }
+        let mut present = self.quiet();
+        if self.pmu.has_global_control() {
+            present.global_status = hardware.read_pmu(PmuRegister::GlobalStatus);
+        }
+        self.writes += u64::from(guest.put(&self.pmu, &present, hardware));
+        self.guest_status = guest.global_status;
+        if self.software_control(hardware) {
+            hardware.write_pmu(PmuRegister::GlobalControl, guest.global_control);
+        }
+    }
+
+    /// Whether IA32_PERF_GLOBAL_CTRL is neither the processor's to switch nor missing.
+    fn software_control(&self, hardware: &impl PmuHardware) -> bool {
+        self.pmu.has_global_control() && hardware.global_switch() == GlobalSwitch::Selectors
+    }
+
+    /// After each exit: the guest's registers are saved into `guest` and leave the processor, the interrupt is the
+    /// host's, and its events go on. `selectors` tells that the guest writes selectors without leaving.
+    #[inline]
+    pub fn on_exit(
+        &mut self,
+        hardware: &mut impl PmuHardware,
+        host: &mut impl PmiHost,
+        guest: &mut Bank,
+        selectors: bool,
+    ) {
+        match self.plan {
+            Plan::Processor | Plan::Partition => {}
+            Plan::Stop => self.resume(hardware),
+            Plan::PartitionRouted => {
+                host.route_pmi(PmiRoute::Host);
+                self.resume(hardware);
+            }
+            Plan::Switch => {
+                self.save(guest, selectors, hardware);
+                host.route_pmi(PmiRoute::Host);
+                self.resume(hardware);
+            }
+        }
+    }
+
+    fn save(&mut self, guest: &mut Bank, selectors: bool, hardware: &mut impl PmuHardware) {
+        if self.software_control(hardware) {
+            guest.global_control = hardware.read_pmu(PmuRegister::GlobalControl);
+            hardware.write_pmu(PmuRegister::GlobalControl, 0);
+        }
+        if selectors {
+            guest.take_selectors(&self.pmu, hardware);
+        }
+        guest.take_counts(&self.pmu, hardware);
+        if guest.global_status & !self.guest_status & interrupting(guest) != 0 {
+            self.post.guest_ran_over();
+        }
+        // What is the host's now overwrites what was the guest's, and what neither needs becomes 0 (A20).
+        self.writes += u64::from(self.quiet().put(&self.pmu, guest, hardware));
+    }
+
+    /// The guest has left for an NMI, where it stood at `rip`; [`on_exit`](Self::on_exit) has been called. Returns whose
+    /// the NMI was.
+    pub fn on_nmi(&mut self, hardware: &mut impl PmuHardware, host: &mut (impl Host + PmiHost), rip: u64) -> Verdict {
+        let verdict = self.post.nmi(self.guest.then_some(Place::Guest(rip)), host.now(), hardware);
+        if verdict != Verdict::Strange && self.plan != Plan::Partition {
+            host.route_pmi(PmiRoute::Host);
+        }
+        verdict
+    }
+
+    /// Returns whether an interrupt of the guest's counters has come since the last call, by whichever route: one that
+    /// came late took the host's, and a late one of the host's the guest's (A22, T-A12).
+    #[inline]
+    pub fn take_guest_pmi(&mut self, host: &mut impl PmiHost) -> bool {
+        let came = host.take_guest_pmi();
+        self.post.take_guest_pmi(came)
+    }
+
+    /// Brings the account up to date, at any time between exit and entry.
+    pub fn settle(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
+        self.stop(hardware, host.now());
+        self.resume(hardware);
+        self.post.tell(self.on_sample);
+    }
+
+    /// Returns how many registers entries and exits have written.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+}
+
+/// Returns the bits in IA32_PERF_GLOBAL_STATUS of the counters whose overflow interrupts.
+fn interrupting(bank: &Bank) -> u64 {
+    let general = (0..).zip(&bank.selectors).filter(|(_, selector)| EventSelector(**selector).interrupts());
+    let fixed = (0..MAX_COUNTERS).filter(|n| FixedControl(bank.fixed_control).interrupts(*n));
+    general.map(|(n, _)| 1 << n).chain(fixed.map(|n| 1 << (32 + u32::from(n)))).fold(0, |bits, bit: u64| bits | bit)
+}

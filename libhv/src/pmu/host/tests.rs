@@ -1,0 +1,380 @@
+//! The host beside the guest, on a fake PMU: nobody counts the other, nothing is lost, and the order is A16's.
+
+use super::fake::{Fake, INSTRUCTIONS, World, amd, intel};
+use super::*;
+use crate::hw::{GlobalSwitch, PmiHost, PmiRoute, PmuHardware};
+use crate::pmu::bank::Bank;
+use crate::pmu::capability::PmuCapability;
+use crate::pmu::policy::{Means, PmuPolicy, PmuShare};
+use crate::pmu::registers::{EventSelector, PmuRegister};
+use crate::pmu::{CounterIndex, Passthrough};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use proptest::prelude::*;
+
+const USER_AND_SYSTEM: u64 = 0b11 << 16;
+const ENABLED: u64 = INSTRUCTIONS | USER_AND_SYSTEM | EventSelector::ENABLE;
+const MASK: u64 = (1 << 48) - 1;
+
+fn instructions() -> HostEvent {
+    HostEvent::Selector(EventSelector(ENABLED))
+}
+
+/// A guest that counts, beside a host that does.
+struct Rig {
+    fake: Fake,
+    host: HostPmu,
+    guest: Bank,
+    /// Interrupts that the guest was given, and NMIs that nobody knew.
+    guest_pmis: u32,
+    strange: u32,
+    /// How often host and guest have executed.
+    executed: [u64; 2],
+}
+
+impl Rig {
+    fn new<const GUEST: bool>(
+        counters: &HostCounters<GUEST>,
+        pmu: PmuCapability,
+        guest: Option<&PmuShare>,
+        switch: GlobalSwitch,
+    ) -> Self {
+        let mut fake = Fake::new(pmu, switch);
+        let mut host = HostPmu::new(counters.as_events(), Some(&pmu), guest, switch).expect("enough counters");
+        host.start(0, &mut fake.clone(), &mut fake);
+        Self { fake, host, guest: Bank::default(), guest_pmis: 0, strange: 0, executed: [0; 2] }
+    }
+
+    fn hardware(&self) -> Fake {
+        self.fake.clone()
+    }
+
+    fn host_runs(&mut self, instructions: u64) {
+        for _ in 0..instructions {
+            self.fake.run(1);
+            self.executed[0] += 1;
+            while self.fake.take_nmi() {
+                let place = Some(Place::Host(self.executed[0]));
+                let now = crate::hw::Host::now(&self.fake);
+                let verdict = self.host.post().nmi(place, now, &mut self.hardware());
+                self.strange += u32::from(verdict == Verdict::Strange);
+                self.fake.route_pmi(PmiRoute::Host);
+            }
+        }
+    }
+
+    /// One stay in the guest, of so many instructions at most: it leaves for an NMI.
+    fn guest_runs(&mut self, instructions: u64) {
+        let mut hardware = self.hardware();
+        self.host.on_entry(&mut hardware, &mut self.fake, &self.guest, PmiRoute::Guest);
+        self.fake.enter();
+        let mut nmi = false;
+        for _ in 0..instructions {
+            self.fake.run(1);
+            self.executed[1] += 1;
+            nmi = self.fake.take_nmi();
+            if nmi {
+                break;
+            }
+        }
+        self.fake.leave();
+        self.host.on_exit(&mut hardware, &mut self.fake, &mut self.guest, true);
+        if nmi {
+            let verdict = self.host.on_nmi(&mut hardware, &mut self.fake, 0x1000_0000 + self.executed[1]);
+            self.strange += u32::from(verdict == Verdict::Strange);
+        }
+        self.take_pmi();
+    }
+
+    fn take_pmi(&mut self) {
+        self.guest_pmis += u32::from(self.host.take_guest_pmi(&mut self.fake));
+    }
+
+    fn settle(&mut self) {
+        self.host.settle(&mut self.hardware(), &mut self.fake);
+    }
+}
+
+fn whole(pmu: &PmuCapability) -> PmuShare {
+    PmuShare::all(pmu)
+}
+
+/// What the processors are that this runs on, and how they switch.
+fn machines() -> [(PmuCapability, GlobalSwitch); 3] {
+    [(intel(), GlobalSwitch::Hardware), (amd(2), GlobalSwitch::Selectors), (amd(1), GlobalSwitch::Selectors)]
+}
+
+/// The guest's selector as the mechanism gives it to the processor.
+fn guests(pmu: &PmuCapability, selector: u64) -> u64 {
+    if pmu.maker == crate::pmu::Maker::Amd { selector | EventSelector::GUEST_ONLY } else { selector }
+}
+
+#[test]
+fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
+    for (pmu, switch) in machines() {
+        let mut rig = Rig::new(&HostCounters::new().count(instructions()), pmu, Some(&whole(&pmu)), switch);
+        assert_eq!(rig.host.plan(), Plan::Switch);
+        for n in 0..usize::from(pmu.counters) {
+            (rig.guest.selectors[n], rig.guest.counters[n]) = (guests(&pmu, ENABLED), 1000 * n as u64);
+        }
+        rig.guest.global_control = pmu.counter_bits();
+        rig.hardware().set_guest_global_control(pmu.counter_bits());
+        for round in 0..100 {
+            rig.host_runs(3 + round % 5);
+            rig.guest_runs(7 + round % 3);
+        }
+        rig.settle();
+        assert_eq!(rig.host.post().value(0), rig.executed[0]);
+        for n in 0..u64::from(pmu.counters) {
+            assert_eq!(rig.guest.counters[n as usize], 1000 * n + rig.executed[1]);
+        }
+    }
+}
+
+#[test]
+fn nothing_of_the_guest_is_in_the_processor_while_the_host_runs() {
+    let pmu = intel();
+    let mut rig =
+        Rig::new(&HostCounters::new().count(HostEvent::Cycles), pmu, Some(&whole(&pmu)), GlobalSwitch::Hardware);
+    rig.guest = Bank {
+        counters: [77; 8],
+        selectors: [ENABLED; 8],
+        fixed: [99, 99, 99, 99, 0, 0, 0, 0],
+        fixed_control: 0xBBBB,
+        global_status: 1 << 5 | 1 << 33,
+        ..Bank::default()
+    };
+    let before = rig.guest;
+    rig.guest_runs(5);
+    assert_eq!(rig.guest, before, "IA32_PERF_GLOBAL_CTRL was 0");
+    let (mut held, mut selected) = (Vec::new(), Vec::new());
+    for n in 0..8 {
+        held.push(rig.fake.read_pmu(PmuRegister::FullCounter(n)));
+        selected.push(rig.fake.read_pmu(PmuRegister::Selector(n)));
+    }
+    assert!(!held.contains(&77) && selected[..7].iter().all(|selector| *selector == 0), "{held:?} {selected:x?}");
+    assert!((0..4).all(|n| rig.fake.read_pmu(PmuRegister::Fixed(n)) == 0));
+    assert_eq!((rig.fake.read_pmu(PmuRegister::FixedControl), rig.fake.read_pmu(PmuRegister::GlobalStatus)), (0, 0));
+}
+
+/// T-A13: what the guest had not cleared yet is there again, and raises nothing.
+#[test]
+fn a_status_that_the_guest_has_not_cleared_comes_back_without_an_interrupt() {
+    for (pmu, switch) in machines().into_iter().take(2) {
+        let mut rig = Rig::new(&HostCounters::new().count(instructions()), pmu, Some(&whole(&pmu)), switch);
+        rig.guest.selectors[3] = guests(&pmu, ENABLED | EventSelector::INTERRUPT);
+        rig.guest.counters[3] = MASK - 1;
+        rig.guest.global_control = 1 << 3;
+        rig.hardware().set_guest_global_control(1 << 3);
+        rig.guest_runs(4);
+        assert_eq!((rig.guest_pmis, rig.guest.global_status), (1, 1 << 3));
+        for _ in 0..10 {
+            rig.host_runs(3);
+            rig.guest_runs(3);
+        }
+        assert_eq!((rig.guest_pmis, rig.guest.global_status, rig.strange), (1, 1 << 3, 0));
+    }
+}
+
+#[test]
+fn where_the_guest_has_no_pmu_entries_and_exits_write_nothing() {
+    let counters = HostCounters::new().count(instructions()).sample(HostEvent::Cycles, 1_000_000);
+    for (pmu, switch) in machines() {
+        let mut rig = Rig::new(&counters, pmu, None, switch);
+        assert_eq!(rig.host.plan(), Plan::Processor);
+        let before = rig.fake.0.borrow().writes;
+        for _ in 0..50 {
+            rig.host_runs(2);
+            rig.guest_runs(9);
+        }
+        assert_eq!(rig.fake.0.borrow().writes, before);
+        rig.settle();
+        assert_eq!(rig.host.post().value(0), rig.executed[0], "the guest is not counted");
+    }
+}
+
+#[test]
+fn a_processor_that_does_not_switch_has_the_hosts_events_stopped_by_a_write() {
+    let mut rig = Rig::new(&HostCounters::new().count(instructions()), intel(), None, GlobalSwitch::Missing);
+    assert_eq!(rig.host.plan(), Plan::Stop);
+    for _ in 0..20 {
+        rig.host_runs(2);
+        rig.guest_runs(9);
+    }
+    rig.settle();
+    assert_eq!(rig.host.post().value(0), rig.executed[0]);
+}
+
+#[test]
+fn a_guest_with_fewer_counters_keeps_them_in_the_processor() {
+    let pmu = intel();
+    let share = PmuShare { counters: 6, fixed: 0xF, lbr: false };
+    let counters = HostCounters::new().count(instructions()).count(HostEvent::Cycles);
+    let mut rig = Rig::new(&counters, pmu, Some(&share), GlobalSwitch::Hardware);
+    assert_eq!(rig.host.plan(), Plan::Partition);
+    let mut hardware = rig.hardware();
+    hardware.write_pmu(PmuRegister::Selector(5), ENABLED);
+    hardware.set_guest_global_control(1 << 5);
+    let before = rig.fake.0.borrow().writes;
+    for _ in 0..50 {
+        rig.host_runs(2);
+        rig.guest_runs(9);
+    }
+    assert_eq!((rig.fake.0.borrow().writes, rig.fake.0.borrow().routes), (before, 0), "neither registers nor routes");
+    assert_eq!(hardware.read_counter(CounterIndex::General(5)), rig.executed[1]);
+    rig.settle();
+    assert_eq!((rig.host.post().value(0), rig.host.post().value(1)), (rig.executed[0], rig.executed[0]));
+    // One that wants to be told needs the interrupt, and one more counter means to exchange.
+    let plan = |counters: &HostCounters, share| {
+        HostPmu::new(counters.as_events(), Some(&pmu), Some(share), GlobalSwitch::Hardware).expect("possible").plan()
+    };
+    assert_eq!(plan(&HostCounters::new().sample(HostEvent::Cycles, 100), &share), Plan::PartitionRouted);
+    assert_eq!(plan(&HostCounters::new().count(HostEvent::Fixed(1)), &share), Plan::Switch);
+    assert_eq!(plan(&HostCounters::new().count(HostEvent::Cycles), &whole(&pmu)), Plan::Switch);
+}
+
+#[test]
+fn what_cannot_be_counted_is_refused_with_the_reason() {
+    let refused = |counters: &HostCounters, pmu: PmuCapability, guest: Option<PmuShare>| {
+        HostPmu::new(counters.as_events(), Some(&pmu), guest.as_ref(), GlobalSwitch::Hardware).map(|host| host.plan())
+    };
+    let nine = (0..9).fold(HostCounters::new(), |counters, _| counters.count(HostEvent::Cycles));
+    assert_eq!(refused(&nine, intel(), None), Err(HostCountersError::TooManyEvents(8)));
+    let four = PmuCapability { counters: 1, ..intel() };
+    let two = HostCounters::new().count(HostEvent::Cycles).count(HostEvent::Cycles);
+    assert_eq!(refused(&two, four, None), Err(HostCountersError::TooManyEvents(1)));
+    let twice = HostCounters::new().count(HostEvent::Fixed(1)).count(HostEvent::Fixed(1));
+    assert_eq!(refused(&twice, intel(), None), Err(HostCountersError::NoFixedCounter(1)));
+    for period in [0, (1 << 47) + 1] {
+        let counters = HostCounters::new().sample(HostEvent::Cycles, period);
+        assert_eq!(refused(&counters, intel(), None), Err(HostCountersError::Period(period)));
+    }
+    // Version 3 cannot set the status again that the guest had (A18).
+    let old = PmuCapability { version: 3, ..intel() };
+    let one = HostCounters::new().count(HostEvent::Cycles);
+    assert_eq!(refused(&one, old, Some(whole(&old))), Err(HostCountersError::NotRestorable));
+    assert_eq!(refused(&one, old, None), Ok(Plan::Processor));
+    let none = HostPmu::new(one.as_events(), None, None, GlobalSwitch::Missing).map(|host| host.plan());
+    assert_eq!(none, Err(HostCountersError::NoPmu));
+}
+
+#[test]
+fn a_policy_beside_a_host_is_the_guests_in_everything_else() {
+    fn means<P: PmuPolicy>(_: &P) -> (Means, bool, bool) {
+        (P::MEANS, P::FILTERS, P::HOST_COUNTS)
+    }
+    let policy = Passthrough::new().beside(HostCounters::new().count(HostEvent::Cycles));
+    assert_eq!(means(&policy), (Means::Passed, false, true));
+    assert_eq!(policy.share(&intel()), whole(&intel()));
+    assert!(policy.host_events().is_some_and(|events| !events.counts_guest()));
+    assert_eq!(means(&().beside(())), (Means::Hidden, false, false));
+}
+
+static TOLD: AtomicU64 = AtomicU64::new(0);
+static OF_GUEST: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn a_host_that_counts_the_guest_samples_it_where_it_stood() {
+    let counters = HostCounters::new().sample(instructions(), 100).on_sample(|sample| {
+        TOLD.fetch_add(1, Ordering::Relaxed);
+        let rip = sample.rip.expect("an address");
+        assert_eq!(sample.guest, rip > 0x1000_0000);
+        OF_GUEST.fetch_add(sample.guest.into(), Ordering::Relaxed);
+    });
+    let mut rig = Rig::new(&counters.counting_guest(), intel(), None, GlobalSwitch::Hardware);
+    for _ in 0..200 {
+        rig.host_runs(5);
+        rig.guest_runs(45);
+    }
+    rig.settle();
+    assert_eq!(rig.host.post().value(0), rig.executed[0] + rig.executed[1]);
+    let samples = (rig.executed[0] + rig.executed[1]) / 100;
+    assert_eq!((TOLD.load(Ordering::Relaxed), rig.host.post().lost()), (samples, 0));
+    assert!(OF_GUEST.load(Ordering::Relaxed) > samples / 2);
+}
+
+/// Where the host takes the NMI itself once the guest has left for it, the sample is still the guest's.
+#[test]
+fn an_nmi_taken_after_the_exit_is_still_the_guests() {
+    static GUESTS: AtomicU64 = AtomicU64::new(0);
+    let counters = HostCounters::new().sample(instructions(), 100).on_sample(|sample| {
+        assert_eq!((sample.guest, sample.rip), (true, Some(0x4000)));
+        GUESTS.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut rig = Rig::new(&counters.counting_guest(), amd(2), None, GlobalSwitch::Selectors);
+    rig.fake.enter();
+    rig.fake.run(100);
+    rig.fake.leave();
+    assert!(rig.fake.take_nmi());
+    let (now, mut hardware) = (crate::hw::Host::now(&rig.fake), rig.hardware());
+    assert_eq!(rig.host.post().nmi(Some(Place::Host(1)), now, &mut hardware), Verdict::Served);
+    assert_eq!(rig.host.on_nmi(&mut hardware, &mut rig.fake, 0x4000), Verdict::Late);
+    rig.settle();
+    assert_eq!(GUESTS.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn the_watchdog_barks_at_a_host_that_does_not_enter_and_at_no_other() {
+    static BARKS: AtomicU64 = AtomicU64::new(0);
+    let counters = HostCounters::new().watchdog(1000).on_bark(|bark| {
+        assert!(bark.rip.is_some() && bark.processor == 0, "{bark}");
+        BARKS.fetch_add(1, Ordering::Relaxed);
+    });
+    for guest in [None, Some(whole(&intel()))] {
+        BARKS.store(0, Ordering::Relaxed);
+        let mut rig = Rig::new(&counters, intel(), guest.as_ref(), GlobalSwitch::Hardware);
+        for _ in 0..100 {
+            rig.host_runs(400);
+            rig.guest_runs(10_000);
+        }
+        assert_eq!(BARKS.load(Ordering::Relaxed), 0, "it makes progress");
+        rig.host_runs(999);
+        assert_eq!(BARKS.load(Ordering::Relaxed), 0, "not before its time");
+        rig.host_runs(1001);
+        assert_eq!(BARKS.load(Ordering::Relaxed), 1);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// A22, A23, T-A12: however late interrupts come, each side's overflows are told to it and not to the other, once.
+    #[test]
+    fn every_overflow_is_told_to_its_owner_once(
+        stays in prop::collection::vec((1u64..60, 1u64..60), 20..60),
+        skid in 0u64..4,
+        host_period in 90u64..300,
+        guest_period in 90u64..300,
+        machine in 0usize..2,
+    ) {
+        let (pmu, switch) = machines()[machine];
+        let counters = HostCounters::new().sample(instructions(), host_period);
+        let mut rig = Rig::new(&counters, pmu, Some(&whole(&pmu)), switch);
+        rig.fake.0.borrow_mut().skid = skid;
+        rig.guest.selectors[0] = guests(&pmu, ENABLED | EventSelector::INTERRUPT);
+        rig.guest.counters[0] = MASK + 1 - guest_period;
+        rig.guest.global_control = 1;
+        rig.hardware().set_guest_global_control(1);
+        let mut overflows = 0;
+        for (host, guest) in stays {
+            rig.host_runs(host.max(skid + 1));
+            rig.take_pmi();
+            rig.guest_runs(guest.max(skid + 1));
+            // The guest's handler: it counts anew, and clears its status.
+            if rig.guest.global_status & 1 != 0 && rig.guest_pmis > overflows {
+                overflows += 1;
+                prop_assert_eq!(rig.guest_pmis, overflows);
+                rig.guest.global_status = 0;
+                rig.guest.counters[0] = MASK + 1 - guest_period;
+            }
+            prop_assert_eq!(rig.fake.0.borrow().world, World::Host);
+        }
+        rig.host_runs(skid + 1);
+        rig.take_pmi();
+        rig.settle();
+        prop_assert_eq!(rig.host.post().value(0), rig.executed[0]);
+        prop_assert_eq!(rig.host.post().samples(0), rig.executed[0] / host_period);
+        let pending = rig.guest.global_status & 1;
+        prop_assert_eq!(u64::from(rig.guest_pmis), u64::from(overflows) + pending);
+        prop_assert_eq!(rig.strange, 0);
+    }
+}

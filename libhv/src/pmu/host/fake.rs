@@ -149,7 +149,7 @@ impl State {
         for n in 0..self.pmu.counters {
             if self.counts(n) {
                 let counter = &mut self.counters[usize::from(n)];
-                *counter = *counter + 1 & (1 << 48) - 1;
+                *counter = (*counter + 1) & 0xFFFF_FFFF_FFFF;
                 if *counter == 0 {
                     self.status |= 1 << n;
                     interrupts |= EventSelector(self.selectors[usize::from(n)]).interrupts();
@@ -160,7 +160,7 @@ impl State {
             let enabled = FixedControl(self.fixed_control).of(n) & 3 != 0 && self.control >> (32 + n) & 1 != 0;
             if enabled && n < 3 {
                 let counter = &mut self.fixed[usize::from(n)];
-                *counter = *counter + 1 & (1 << 48) - 1;
+                *counter = (*counter + 1) & 0xFFFF_FFFF_FFFF;
                 if *counter == 0 {
                     self.status |= 1 << (32 + n);
                     interrupts |= FixedControl(self.fixed_control).interrupts(n);

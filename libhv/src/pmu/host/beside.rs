@@ -88,6 +88,7 @@ impl<P: PmuPolicy, C: HostCounting> PmuPolicy for Beside<P, C> {
         P::MEANS
     };
     const FILTERS: bool = P::FILTERS;
+    const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = C::COUNTS;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {

@@ -68,7 +68,7 @@ pub(in crate::pmu) struct State {
     pub(in crate::pmu) skid: u64,
     in_flight: Vec<u64>,
     pub(in crate::pmu) nmis: u32,
-    guest_pmi: bool,
+    pub(in crate::pmu) guest_pmi: bool,
     /// WRMSRs of counters, selectors, control and status.
     pub(in crate::pmu) writes: u64,
     pub(in crate::pmu) routes: u64,

@@ -9,7 +9,7 @@ mod disable;
 mod layout;
 mod tiles;
 
-use guests::cpu::{cpuid, read_cr4, rdmsr, write_cr4, wrmsr, xsetbv};
+use guests::cpu::{cpuid, rdmsr, read_cr4, write_cr4, wrmsr, xsetbv};
 use guests::main;
 use guests::report::Tests;
 

@@ -3,9 +3,9 @@
 /// What happened in one step: a clock period, or several of which the first has the events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Happened {
-    /// Core clock cycles, which are as many periods. With 0 the events still have a period, and it has no cycle.
+    /// Core clock cycles, which are as many periods. With 0, events happened and no period went by.
     pub cycles: u64,
-    /// Reference clock cycles.
+    /// Reference clock cycles, one in each period from the first on.
     pub ref_cycles: u64,
     /// Instructions that retired.
     pub instructions: u64,
@@ -66,20 +66,30 @@ impl Source {
         }
     }
 
-    /// How often it happened in the first period, and in each that follows.
-    fn in_periods(self, happened: &Happened) -> (u64, u64) {
-        let cycle = happened.cycles.min(1);
+    /// How often it happened in all.
+    fn total(self, happened: &Happened) -> u64 {
         match self {
-            Self::Cycles => (cycle, cycle),
-            Self::Slots => (4 * cycle, 4 * cycle),
-            Self::RefCycles => (happened.ref_cycles, 0),
-            Self::Instructions => (happened.instructions, 0),
-            Self::Branches => (happened.branches, 0),
-            Self::Conditional => (happened.conditional, 0),
-            Self::Mispredicted => (happened.mispredicted, 0),
-            Self::LlcReferences => (happened.llc_references, 0),
-            Self::LlcMisses => (happened.llc_misses, 0),
-            Self::Nothing => (0, 0),
+            Self::Cycles => happened.cycles,
+            Self::Slots => happened.cycles.wrapping_mul(4),
+            Self::RefCycles => happened.ref_cycles,
+            Self::Instructions => happened.instructions,
+            Self::Branches => happened.branches,
+            Self::Conditional => happened.conditional,
+            Self::Mispredicted => happened.mispredicted,
+            Self::LlcReferences => happened.llc_references,
+            Self::LlcMisses => happened.llc_misses,
+            Self::Nothing => 0,
+        }
+    }
+
+    /// In how many periods from the first on it happened equally often, and how often in each. In those that follow it
+    /// did not happen.
+    fn run(self, happened: &Happened) -> (u64, u64) {
+        match self {
+            Self::Cycles => (happened.cycles, 1),
+            Self::Slots => (happened.cycles, 4),
+            Self::RefCycles => (happened.cycles.min(happened.ref_cycles), 1),
+            _ => (happened.cycles.min(1), self.total(happened)),
         }
     }
 }
@@ -112,17 +122,23 @@ impl Condition {
     /// Returns by how much a counter advances, and whether the condition holds at the end; `held` is whether it held
     /// before.
     pub(super) fn advances(&self, happened: &Happened, held: bool) -> (u64, bool) {
-        let (first, each) = self.source.in_periods(happened);
-        let more = happened.cycles.saturating_sub(1);
-        let (at_first, later) = (self.holds(first), self.holds(each));
-        let at_end = if more > 0 { later } else { at_first };
-        let amount = if self.edge {
-            u64::from(!held && at_first) + u64::from(more > 0 && !at_first && later)
-        } else if self.mask == 0 {
-            first.wrapping_add(each.wrapping_mul(more))
-        } else {
-            u64::from(at_first) + if later { more } else { 0 }
-        };
-        (amount, at_end)
+        if self.mask == 0 && !self.edge {
+            return (self.source.total(happened), false);
+        }
+        let (length, number) = self.source.run(happened);
+        let (mut amount, mut held) = (0, held);
+        for (periods, number) in [(length, number), (happened.cycles - length, 0)] {
+            if periods == 0 {
+                continue;
+            }
+            let holds = self.holds(number);
+            amount += match (holds, self.edge) {
+                (false, _) => 0,
+                (true, true) => u64::from(!held),
+                (true, false) => periods,
+            };
+            held = holds;
+        }
+        (amount, held)
     }
 }

@@ -302,13 +302,51 @@ fn freezing_is_the_guests_own_while_it_runs() {
 }
 
 #[test]
-fn faults_and_hardware_interrupts_are_no_instructions() {
+fn what_does_not_end_does_not_retire() {
     let (_, mut processor, _) = counting(&[0xC0, 0xC4], |program| {
         program.continue_at(0x3000).handler(0x40).ops(&[Op::Iret]);
         program.continue_at(0x1000).ops(&[Op::Int(0x40), Op::Ud2]);
     });
     assert_eq!(processor.enter(), Ok(Exit::Hypercall));
     assert_eq!(counts(&processor), [2, 2], "INT and IRET; UD2 faults and its handler leaves");
+    let (_, mut processor, _) = counting(&[0xC0, 0xC4], |program| {
+        program.ops(&[Op::Int(0x55)]).continue_at(0x4100);
+    });
+    assert_eq!(processor.enter(), Ok(Exit::Hypercall));
+    assert_eq!(counts(&processor), [0, 0], "INT has no handler and faults");
+    let (_, mut processor, _) = counting(&[0xC0], |program| {
+        program.ops(&[Op::Load(0x6000, Width::Dword)]);
+    });
+    processor.nested().set(Gpa::new(0x6000), None);
+    processor.nested().flush();
+    assert!(matches!(processor.enter(), Ok(Exit::NestedPageFault(_))));
+    assert_eq!(counts(&processor), [0]);
+    processor.nested().set(Gpa::new(0x6000), Some(Access::ALL));
+    assert_eq!(processor.enter(), Ok(Exit::Halt));
+    assert_eq!(counts(&processor), [1], "it is executed again");
+}
+
+#[test]
+fn an_access_across_lines_is_two_references() {
+    let (_, mut processor, _) = counting(&[0x4F2E, 0x412E], |program| {
+        program.ops(&[Op::Store(0x603E, Width::Dword), Op::Load(0x6000, Width::Dword)]);
+    });
+    assert_eq!(processor.enter(), Ok(Exit::Halt));
+    assert_eq!(counts(&processor), [2, 2]);
+}
+
+#[test]
+fn an_overflow_while_an_interrupt_is_on_its_way_does_not_delay_it() {
+    let (mut machine, mut processor, _) = counting(&[0xC0 | INT, 0xC0 | INT], |program| {
+        program.ops(&[Op::Nop; 20]);
+    });
+    machine.set_pmi_skid(4);
+    machine.route_pmi(PmiRoute::Guest);
+    processor.write_pmu(PmuRegister::FullCounter(0), MAX);
+    processor.write_pmu(PmuRegister::FullCounter(1), MAX - 2);
+    assert_eq!(processor.enter(), Ok(Exit::ExternalInterrupt(Some(0x32))));
+    assert_eq!(processor.rip(), 0x1005, "four after the first");
+    assert_eq!(processor.read_pmu(PmuRegister::GlobalStatus), 3);
 }
 
 #[test]

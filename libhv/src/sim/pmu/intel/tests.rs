@@ -141,6 +141,36 @@ fn cmask_inv_and_edge_count_periods_and_transitions() {
 }
 
 #[test]
+fn an_edge_comes_anew_after_the_counter_looked_away() {
+    let edges = INSTRUCTIONS & !USR | 1 << 18;
+    for (between, expected) in [(None, 1), (Some((SELECTOR, edges)), 2), (Some((CONTROL, 1)), 1)] {
+        let mut pmu = with(&[(SELECTOR, edges)]);
+        assert!(!pmu.step(0, &instructions(1)));
+        if let Some((msr, value)) = between {
+            pmu.write(msr, value).unwrap();
+        }
+        assert!(!pmu.step(0, &instructions(1)));
+        assert_eq!(pmu.read(COUNTER), Ok(expected), "{between:?}");
+        assert!(!pmu.step(3, &instructions(1)) && !pmu.step(0, &instructions(1)));
+        assert_eq!(pmu.read(COUNTER), Ok(expected + 1), "at another level the condition does not hold");
+    }
+}
+
+#[test]
+fn reference_cycles_come_one_in_each_period_and_nothing_without_a_period() {
+    let edge = 1 << 18;
+    for (event, bits, expected) in
+        [(0x13C, 0, 7), (0x13C, 1 << 24, 5), (0x13C, 2 << 24, 0), (0x13C, edge, 2), (0xC0, 1 << 24, 1)]
+    {
+        let mut pmu = with(&[(SELECTOR, event | OS | EN | bits)]);
+        for (cycles, ref_cycles, instructions) in [(4, 3, 0), (3, 2, 1), (0, 2, 1)] {
+            assert!(!pmu.step(0, &Happened { cycles, ref_cycles, instructions, ..Happened::default() }));
+        }
+        assert_eq!(pmu.read(COUNTER), Ok(expected), "{event:#x} {bits:#x}");
+    }
+}
+
+#[test]
 fn overflow_sets_its_bit_once_and_interrupts_once_if_asked() {
     // T-A10
     for interrupts in [false, true] {

@@ -7,7 +7,7 @@
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/root TERM=linux PS1='libhv:\w# '
 echo 'libhv: userspace'
-grep -q 'hv\.perf=' /proc/cmdline && [ -x /perf.sh ] && exec /perf.sh
+grep -q 'hv\.perf=' /proc/cmdline && [ -x /perf.sh ] && { /perf.sh; poweroff -f; }
 if grep -q 'hv\.test' /proc/cmdline; then
     echo "libhv: processors $(nproc)"
     echo "libhv: clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"

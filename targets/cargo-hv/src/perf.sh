@@ -43,7 +43,8 @@ count() {
     perf stat -x, -o counts -e instructions:u,branches:u,cycles:u workload "$@" > said
     echo "libhv: perf stat of workload $*"
     judge instructions:u "$(said instructions)"
-    judge branches:u "$(said branches)"
+    # SYSCALL is a far branch.
+    judge branches:u "$(($(said branches) + $(said syscalls)))"
     echo "libhv: perf cycles:u $(counted cycles:u)"
 }
 
@@ -96,7 +97,9 @@ case $perf in
     stat|record|bench|profile) "$perf" ;;
     *) echo "libhv: perf has no script $perf" ;;
 esac
-dmesg | grep -i -E 'unchecked MSR|Call Trace|BUG:|perf.*(WARN|stuck)|perfevents: irq loop' | sed 's/^/libhv: kernel complaint: /'
+dmesg | grep -i -E 'unchecked MSR|Call Trace|BUG:|WARNING:|perfevents: irq loop' | sed 's/^/libhv: kernel complaint: /'
 echo "libhv: perf NMIs $(interrupts NMI)"
 echo "libhv: perf PMIs $(interrupts PMI)"
+# The serial line is slower than the power switch.
+sleep 0.3
 poweroff -f

@@ -44,6 +44,8 @@ pub(crate) struct Scenario {
     expect_log: Vec<String>,
     #[serde(default)]
     forbid: Vec<String>,
+    #[serde(default)]
+    agree: Vec<(String, String)>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -128,8 +130,28 @@ impl Scenario {
                 complaints.push(format!("{line} has {forbidden:?}"));
             }
         }
+        for (ours, theirs) in &self.agree {
+            match (number_after(&com1, ours), number_after(&com2, theirs)) {
+                (Some(guest), Some(hypervisor)) if guest == hypervisor => {}
+                (guest, hypervisor) => {
+                    let said = |number: Option<u64>| number.map_or("no number".to_owned(), |number| number.to_string());
+                    let (guest, hypervisor) = (said(guest), said(hypervisor));
+                    complaints.push(format!(
+                        "COM1 and COM2 disagree: {ours:?} is followed by {guest}, {theirs:?} by {hypervisor}"
+                    ));
+                }
+            }
+        }
         complaints
     }
+}
+
+/// The number that follows the last `words` in `text`, after spaces.
+fn number_after(text: &str, words: &str) -> Option<u64> {
+    let (_, after) = text.rsplit_once(words)?;
+    let after = after.trim_start_matches(' ');
+    let end = after.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(after.len());
+    after[..end].parse().ok()
 }
 
 #[cfg(test)]
@@ -158,6 +180,18 @@ mod tests {
         assert_eq!(row.complaints(&outcome(4), b"one\ntwo", b"").len(), 1, "COM2");
         assert_eq!(row.complaints(&outcome(4), b"one\ntwo panic", b"left").len(), 1, "forbidden on COM1");
         assert_eq!(row.complaints(&outcome(4), b"one\ntwo", b"left panic").len(), 1, "forbidden on COM2");
+    }
+
+    #[test]
+    fn guest_and_hypervisor_must_say_the_same_number() {
+        let row = &parse(&format!("{ROW}agree = [[\"took\", \"gave:\"]]\n")).unwrap()[0];
+        let complaints = |com1: &str, com2: &str| {
+            row.complaints(&outcome(4), format!("one\ntwo {com1}").as_bytes(), format!("left {com2}").as_bytes())
+        };
+        assert!(complaints("took 1 took 12\n", "gave: 12, gave").is_empty(), "the last number counts");
+        assert_eq!(complaints("took 12", "gave: 13").len(), 1);
+        assert_eq!(complaints("took", "gave:").len(), 1, "no number is no agreement");
+        assert_eq!(complaints("took 12", "").len(), 1);
     }
 
     #[test]

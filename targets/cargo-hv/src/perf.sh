@@ -97,7 +97,9 @@ case $perf in
     stat|record|bench|profile) "$perf" ;;
     *) echo "libhv: perf has no script $perf" ;;
 esac
-dmesg | grep -i -E 'unchecked MSR|Call Trace|BUG:|WARNING:|perfevents: irq loop' | sed 's/^/libhv: kernel complaint: /'
+# What the kernel has against the PMU: unchecked accesses are to its registers, by their numbers.
+dmesg | grep -E 'unchecked MSR.* 0x(c[1-8]|18[6-9a-d]|30[9abc]|345|38[d-f]|39[0-2]|3f1|4c[1-8]|600) |WARNING:|BUG:|perfevents: irq loop' \
+    | sed 's/^/libhv: kernel complaint: /'
 echo "libhv: perf NMIs $(interrupts NMI)"
 echo "libhv: perf PMIs $(interrupts PMI)"
 # The serial line is slower than the power switch.

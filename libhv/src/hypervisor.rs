@@ -122,6 +122,9 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         let counters = if Pmu::<P>::PRESENT { machine.pmu_capability() } else { None };
         let mut vcpu = Vcpu::with_pmu(backend, self.appliance, self.pmu, counters, 0, &HostCpuid, &settings, &entry);
         crate::log!("bench kept-memory {} bytes", machine.kept());
+        if Pmu::<P>::PRESENT {
+            crate::log!("what the guest gets of the PMU:\n{}", vcpu.pmu().report());
+        }
         let entry_tsc = machine.entry_tsc();
         let host = machine.processor();
         crate::log!("bench entry-to-guest {} ticks", host.now().since(entry_tsc));

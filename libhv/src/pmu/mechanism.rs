@@ -8,8 +8,9 @@ use super::capability::PmuCapability;
 use super::credit::{CreditMasks, Retired};
 use super::policy::{Means, PmuPolicy};
 use super::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
+use super::report::PmuReport;
 use super::slot::Owner;
-use super::view::PmuView;
+use super::view::{NoPmu, PmuView};
 use crate::exit::Msr;
 use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
 use crate::vcpu::cpuid::{CpuidTable, Feature};
@@ -45,7 +46,7 @@ impl fmt::Display for PmuCounts {
 pub struct Pmu<P> {
     policy: P,
     owner: Owner,
-    view: Option<PmuView>,
+    view: Result<PmuView, NoPmu>,
     host: Option<PmuCapability>,
     bank: Bank,
     /// The selectors as the guest wrote them.
@@ -67,10 +68,15 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Decides what the guest gets of a processor's PMU on a backend.
     pub fn new(policy: P, host: Option<PmuCapability>, hardware: &impl PmuHardware) -> Self {
-        let view = host.as_ref().filter(|_| Self::PRESENT).and_then(|host| {
-            let view = PmuView::new(host, &policy.share(host), P::MEANS, hardware.global_switch())?;
-            Some(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
-        });
+        let decide = |host: &PmuCapability| {
+            let view = PmuView::decide(host, &policy.share(host), P::MEANS, hardware.global_switch())?;
+            Ok(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
+        };
+        let view = match &host {
+            _ if !Self::PRESENT => Err(NoPmu::Policy),
+            None => Err(NoPmu::Processor),
+            Some(host) => decide(host),
+        };
         let mut this = Self {
             policy,
             owner: Owner::new(),
@@ -91,7 +97,12 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Returns what the guest is shown.
     pub fn view(&self) -> Option<&PmuView> {
-        self.view.as_ref()
+        self.view.as_ref().ok()
+    }
+
+    /// Reports what the guest gets and what it does not, and why.
+    pub fn report(&self) -> PmuReport {
+        PmuReport::new(self.view)
     }
 
     /// Returns what has happened.
@@ -101,12 +112,12 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Returns whether IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI is the guest's.
     pub fn freezes(&self) -> bool {
-        self.view.as_ref().map_or(0, PmuView::debugctl_bits) & FREEZE_PERFMON_ON_PMI != 0
+        self.view().map_or(0, PmuView::debugctl_bits) & FREEZE_PERFMON_ON_PMI != 0
     }
 
     /// Has CPUID tell the guest of its PMU.
     pub fn describe(&self, cpuid: &mut CpuidTable) {
-        let Some(view) = &self.view else { return };
+        let Ok(view) = &self.view else { return };
         cpuid.replace(0xA, view.cpuid_leaf_0a());
         if view.shows_capabilities() {
             cpuid.offer(Feature::PDCM);
@@ -119,14 +130,14 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// As after a reset: every register 0, but that IA32_PERF_GLOBAL_CTRL enables the general-purpose counters (T-A3).
     fn reset(&mut self) {
-        let pmu = self.view.as_ref().map(PmuView::guest);
+        let pmu = self.view().map(PmuView::guest);
         let global_control = pmu.filter(|pmu| pmu.has_global_control()).map_or(0, PmuCapability::counter_bits);
         self.bank = Bank { global_control, ..Bank::default() };
     }
 
     /// Opens to the guest what it may reach without leaving, and closes the rest (A9 to A12, T-A16).
     pub fn arrange(&mut self, hardware: &mut impl PmuHardware) {
-        let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
+        let (Ok(view), Some(host)) = (&self.view, &self.host) else { return };
         let each = (0..MAX_COUNTERS).flat_map(|n| {
             use PmuRegister::{CoreSelector, Counter, Fixed, FullCounter, Selector};
             [Counter(n), FullCounter(n), Selector(n), CoreSelector(n), Fixed(n)]
@@ -153,7 +164,7 @@ impl<P: PmuPolicy> Pmu<P> {
     /// processor's counters stand still meanwhile.
     #[inline]
     pub fn acquire<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
-        if Self::PRESENT && self.view.is_some() && host.pmu_slot().owner() != Some(self.owner) {
+        if Self::PRESENT && self.view.is_ok() && host.pmu_slot().owner() != Some(self.owner) {
             self.load(hardware, host);
         }
     }
@@ -171,7 +182,7 @@ impl<P: PmuPolicy> Pmu<P> {
             slot.park(other, present, late);
         }
         if let Some((bank, late)) = slot.unpark(self.owner) {
-            self.bank = Bank { global_control: self.bank.global_control, ..bank };
+            self.bank = bank;
             self.late |= late;
         }
         slot.set_owner(Some(self.owner));
@@ -220,7 +231,7 @@ impl<P: PmuPolicy> Pmu<P> {
     /// Has the processor's LVTPC let interrupts through as the guest's does (A24).
     #[inline]
     pub fn mirror<H: Host>(&mut self, unmasked: bool, host: &mut H) {
-        if Self::PRESENT && self.routed != unmasked && self.view.is_some() {
+        if Self::PRESENT && self.routed != unmasked && self.view.is_ok() {
             self.routed = unmasked;
             host.route_pmi(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked });
         }
@@ -240,7 +251,7 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Returns the register of an MSR that the guest may know of.
     fn register(&self, msr: Msr) -> Option<(PmuRegister, &PmuView, &PmuCapability)> {
-        let (view, host) = (self.view.as_ref()?, self.host.as_ref()?);
+        let (view, host) = (self.view()?, self.host.as_ref()?);
         let register = PmuRegister::of(msr, host.maker).filter(|register| view.exists(*register))?;
         Some((register, view, host))
     }
@@ -291,16 +302,28 @@ impl<P: PmuPolicy> Pmu<P> {
         Some(())
     }
 
-    /// Keeps the guest's selector, and gives the processor what the policy leaves of it (A14): compared is what the
-    /// processor has, never what the guest wrote before (T-A1).
+    /// Returns what the policy leaves of a selector: what the processor is to have (A14).
+    fn allowed(&self, value: u64, host: &PmuCapability) -> u64 {
+        let permitted = !P::FILTERS || self.policy.permits(EventSelector(value), host);
+        let allowed = if permitted { value } else { value & !EventSelector::ENABLE };
+        match host.maker {
+            Maker::Intel => allowed,
+            Maker::Amd => allowed & !EventSelector::HOST_ONLY | EventSelector::GUEST_ONLY,
+        }
+    }
+
+    /// As above for IA32_FIXED_CTR_CTRL.
+    fn allowed_fixed(&self, value: u64) -> u64 {
+        let denied = |n: &u8| P::FILTERS && !self.policy.permits_fixed(*n, FixedControl(value));
+        (0..MAX_COUNTERS).filter(denied).fold(value, |allowed, n| allowed & !(0xF << (4 * n)))
+    }
+
+    /// Keeps the guest's selector, and gives the processor what it may have of it: compared is what the processor has,
+    /// never what the guest wrote before (T-A1).
     fn select(&mut self, n: u8, value: u64, host: &PmuCapability, hardware: &mut impl PmuHardware) {
         let at = usize::from(n & (MAX_COUNTERS - 1));
         self.selectors[at] = value;
-        let permitted = !P::FILTERS || self.policy.permits(EventSelector(value), host);
-        let mut allowed = if permitted { value } else { value & !EventSelector::ENABLE };
-        if host.maker == Maker::Amd {
-            allowed = allowed & !EventSelector::HOST_ONLY | EventSelector::GUEST_ONLY;
-        }
+        let allowed = self.allowed(value, host);
         if self.bank.selectors[at] != allowed {
             self.bank.selectors[at] = allowed;
             hardware.write_pmu(selector_register(host, n), allowed);
@@ -311,12 +334,7 @@ impl<P: PmuPolicy> Pmu<P> {
     /// As above for IA32_FIXED_CTR_CTRL.
     fn select_fixed(&mut self, value: u64, host: &PmuCapability, hardware: &mut impl PmuHardware) {
         self.fixed_control = value;
-        let mut allowed = value;
-        for n in (0..MAX_COUNTERS).filter(|_| P::FILTERS) {
-            if !self.policy.permits_fixed(n, FixedControl(value)) {
-                allowed &= !(0xF << (4 * n));
-            }
-        }
+        let allowed = self.allowed_fixed(value);
         if self.bank.fixed_control != allowed {
             self.bank.fixed_control = allowed;
             hardware.write_pmu(PmuRegister::FixedControl, allowed);
@@ -326,7 +344,7 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// RDPMC that left the guest; `None` for #GP.
     pub fn read_counter(&self, ecx: u32, cpl: u8, cr4: u64, hardware: &impl PmuHardware) -> Option<u64> {
-        let counter = self.view.as_ref()?.rdpmc(ecx, cpl, cr4).ok()?;
+        let counter = self.view()?.rdpmc(ecx, cpl, cr4).ok()?;
         Some(hardware.read_counter(counter))
     }
 
@@ -421,6 +439,8 @@ fn can_hold(pmu: &PmuCapability, counter: CounterIndex, value: u64) -> bool {
 fn is_frozen(hardware: &impl PmuHardware) -> bool {
     hardware.read_pmu(PmuRegister::GlobalStatus) & COUNTERS_FROZEN != 0
 }
+
+mod snapshot;
 
 #[cfg(test)]
 pub(crate) mod rig;

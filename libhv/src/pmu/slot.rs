@@ -49,6 +49,10 @@ impl PmuSlot {
         self.parked.retain(|parked| parked.owner != owner);
         self.parked.push(Parked { owner, bank, late });
     }
+    /// Returns what is kept for one who has left, and whether an interrupt waits for it.
+    pub fn parked(&self, owner: Owner) -> Option<(&Bank, bool)> {
+        self.parked.iter().find(|parked| parked.owner == owner).map(|parked| (&parked.bank, parked.late))
+    }
     /// Returns what was kept for one who comes back.
     pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, bool)> {
         let place = self.parked.iter().position(|parked| parked.owner == owner)?;

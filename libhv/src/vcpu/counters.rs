@@ -5,6 +5,7 @@ use super::{Appliance, Backend, Vcpu, World};
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
 use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
+use crate::pmu::state::{State, StateError};
 use crate::pmu::{Pmu, PmuPolicy, Retired};
 use crate::registers::ControlRegister;
 
@@ -31,6 +32,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if Pmu::<P>::PRESENT {
             self.pmu.release(&mut self.backend, world.host);
         }
+    }
+
+    /// Returns the state of the guest's PMU for a snapshot; `None` when it has none (requirement A29).
+    pub fn save_pmu<H: Host>(&self, world: &mut World<'_, H>) -> Option<State> {
+        self.pmu.save(&self.backend, world.host)
+    }
+
+    /// Gives the guest's PMU the state of a snapshot.
+    ///
+    /// # Errors
+    /// The first value that the guest could not have written itself; nothing has changed then.
+    pub fn restore_pmu<H: Host>(&mut self, state: &State, world: &mut World<'_, H>) -> Result<(), StateError> {
+        self.pmu.restore(state, &mut self.backend, world.host)
     }
 
     /// RDPMC (SDM Vol. 2B "RDPMC").

@@ -219,6 +219,16 @@ impl Rig {
             Some(passed) => (self.registers.passed, self.registers.passes_rdpmc) = passed,
             None => guest.mechanism.arrange(&mut self.registers),
         }
+        self.enter(guest);
+    }
+
+    /// Opens to a guest what it may reach.
+    pub(crate) fn arrange<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>) {
+        guest.mechanism.arrange(&mut self.registers);
+    }
+
+    /// Has a guest run next.
+    pub(crate) fn enter<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>) {
         guest.mechanism.acquire(&mut self.registers, &mut self.host);
         guest.mechanism.mirror(true, &mut self.host);
         self.hear(guest);

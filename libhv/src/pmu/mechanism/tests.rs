@@ -334,8 +334,10 @@ mod on_amd {
         let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(NoCycles));
         for turn in 0..6u64 {
             rig.resume(&mut one);
-            rig.wrmsr(&mut one, CORE_SELECTOR, INSTRUCTIONS).expect("legal");
-            rig.wrmsr(&mut one, AMD_CONTROL, 1).expect("legal");
+            if turn == 0 {
+                rig.wrmsr(&mut one, CORE_SELECTOR, INSTRUCTIONS).expect("legal");
+                rig.wrmsr(&mut one, AMD_CONTROL, 1).expect("legal");
+            }
             rig.step(&mut one, 3, &ONE);
             assert_eq!(rig.rdmsr(&mut one, CORE_COUNTER), Ok(turn + 1));
             rig.pause(&mut one);

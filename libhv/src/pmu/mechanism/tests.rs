@@ -339,7 +339,10 @@ mod on_amd {
                 rig.wrmsr(&mut one, AMD_CONTROL, 1).expect("legal");
             }
             rig.step(&mut one, 3, &ONE);
-            assert_eq!(rig.rdmsr(&mut one, CORE_COUNTER), Ok(turn + 1));
+            assert_eq!(rig.rdmsr(&mut one, CORE_COUNTER), Ok(turn.min(3) + 1));
+            if turn == 3 {
+                rig.wrmsr(&mut one, AMD_CONTROL, 0).expect("legal");
+            }
             rig.pause(&mut one);
             rig.resume(&mut other);
             rig.wrmsr(&mut other, CORE_SELECTOR, 0x76 | USER | EventSelector::ENABLE).expect("legal");

@@ -58,7 +58,7 @@ impl Backend for Processor {
     fn enter(&mut self) -> Result<Exit, EntryFailure> {
         self.check_entry();
         self.left = Left::default();
-        self.enter_counting();
+        self.enter_counting()?;
         self.timer_expires = self.timer.map_or(u64::MAX, |count| self.now().0.saturating_add(count));
         let mut exit = self.injection.take().and_then(|event| self.deliver(event));
         let exit = loop {

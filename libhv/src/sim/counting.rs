@@ -1,5 +1,6 @@
 //! The PMU in its machine: what an instruction does to it, and the way of its interrupt to the host.
 
+use super::pmu::amd::Slots;
 use super::pmu::{Answered, Caches, Config, Happened, Kind, Pmu, Predictor, Taken};
 use crate::hw::{PmiHost, PmiRoute};
 use crate::pmu::slot::PmuSlot;
@@ -10,6 +11,9 @@ pub(super) const PMI_VECTOR: u8 = 0x32;
 
 const DEBUGCTL: u32 = 0x1D9;
 const INTEL_GLOBAL_CONTROL: u32 = 0x38F;
+const LBR_CTL: u32 = 0x14CE;
+/// Where the hypervisor's code is, as last branch records show it: nowhere that a guest of 32 bits is.
+const HOST_CODE: u64 = 0xFFFF_8000_0000_0000;
 
 /// The performance monitoring entry of the local vector table, as far as the seam shows it.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,16 @@ pub(super) struct Counting {
     taken: bool,
     nmi: bool,
     host_nmis: u64,
+    /// The interrupt of virtualized counters waits for their guest.
+    pub(super) to_guest: bool,
+}
+
+/// The guest's controls that entry and exit switch. Where they do not, there is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Controls {
+    pub(super) debug: u64,
+    pub(super) global: Option<u64>,
+    pub(super) lbr: Option<u64>,
 }
 
 /// What the instruction at hand has done so far.
@@ -64,6 +78,7 @@ impl Counting {
             taken: false,
             nmi: false,
             host_nmis: 0,
+            to_guest: false,
         }
     }
 
@@ -83,6 +98,10 @@ impl Counting {
     /// that meets a mask is lost.
     fn arrive(&mut self) {
         self.arrives_in = None;
+        if matches!(&self.pmu, Pmu::Amd(pmu) if pmu.is_loaded()) {
+            self.to_guest = true;
+            return;
+        }
         if self.entry.masked {
             return;
         }
@@ -122,6 +141,10 @@ impl Counting {
 
     /// The hypervisor executes, with an interrupt that is still on its way arriving meanwhile.
     pub(super) fn host(&mut self, happened: &Happened) {
+        if happened.branches > 0 {
+            let (from, to) = (HOST_CODE, HOST_CODE + 0x100);
+            self.pmu.branch(0, &Taken { from, to, kind: Kind::DirectJump, mispredicted: false });
+        }
         self.step(0, false, happened);
         if happened.instructions == 0 && self.arrives_in.is_some() {
             self.arrive();
@@ -129,31 +152,45 @@ impl Counting {
         self.host_nmis += u64::from(core::mem::take(&mut self.nmi));
     }
 
-    /// VM entry: the hypervisor's last instructions, then the guest's IA32_DEBUGCTL and, where it is switched, the
-    /// guest's IA32_PERF_GLOBAL_CTRL.
+    /// VM entry: the hypervisor's last instructions, then the guest's virtualized counters and its controls.
+    ///
+    /// # Errors
+    /// The exit code of a VMRUN that is refused because the host's counters are on while the guest's are virtualized
+    /// (T-A14).
     ///
     /// # Panics
-    /// When one of them holds what the processor does not take.
-    pub(super) fn enter(&mut self, debug_control: u64, global_control: Option<u64>) {
+    /// When one of them holds what the processor does not take, or cannot be virtualized.
+    pub(super) fn enter(&mut self, guest: &Controls, virtualized: Option<&Slots>) -> Result<(), i64> {
         self.host(&self.host_work.clone());
-        self.pmu.host_write(DEBUGCTL, debug_control);
-        if let Some(guest) = global_control {
-            self.pmu.host_write(INTEL_GLOBAL_CONTROL, guest);
+        if let Some(slots) = virtualized {
+            match &mut self.pmu {
+                Pmu::Amd(pmu) => pmu.load(slots)?,
+                Pmu::Intel(_) => panic!("only AMD's processors have PMC virtualization"),
+            }
         }
+        let switched = [(DEBUGCTL, Some(guest.debug)), (INTEL_GLOBAL_CONTROL, guest.global), (LBR_CTL, guest.lbr)];
+        for (msr, value) in switched {
+            if let Some(value) = value {
+                self.pmu.host_write(msr, value);
+            }
+        }
+        Ok(())
     }
 
-    /// VM exit: returns the guest's IA32_DEBUGCTL and, where `host` replaces it, IA32_PERF_GLOBAL_CTRL. Then the
-    /// hypervisor's first instructions.
-    pub(super) fn exit(&mut self, host: Option<u64>) -> (u64, Option<u64>) {
-        let debug_control = self.pmu.host_read(DEBUGCTL);
-        self.pmu.host_write(DEBUGCTL, 0);
-        let guest = host.map(|host| {
-            let guest = self.pmu.host_read(INTEL_GLOBAL_CONTROL);
-            self.pmu.host_write(INTEL_GLOBAL_CONTROL, host);
+    /// VM exit: returns the guest's controls, with the host's in their places; then the hypervisor's first instructions.
+    pub(super) fn exit(&mut self, host: &Controls) -> Controls {
+        let mut switch = |msr: u32, host: u64| {
+            let guest = self.pmu.host_read(msr);
+            self.pmu.host_write(msr, host);
             guest
-        });
+        };
+        let guest = Controls {
+            debug: switch(DEBUGCTL, host.debug),
+            global: host.global.map(|host| switch(INTEL_GLOBAL_CONTROL, host)),
+            lbr: host.lbr.map(|host| switch(LBR_CTL, host)),
+        };
         self.host(&self.host_work.clone());
-        (debug_control, guest)
+        guest
     }
 
     /// Returns whether an NMI stands before the guest's next instruction. Where the exit takes it (VMX), it is gone

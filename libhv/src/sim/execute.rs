@@ -25,6 +25,12 @@ impl Processor {
         if core::mem::take(&mut self.step) {
             return Some(Exit::Exception { vector: 1, error_code: None });
         }
+        if self.take_virtual_interrupt() {
+            // Its handler is next, or the exit that its delivery meets.
+            if let Some(exit) = self.deliver(Event::Nmi) {
+                return Some(exit);
+            }
+        }
         if self.timer_expires <= self.now().0 {
             return Some(Exit::TimerExpired);
         }

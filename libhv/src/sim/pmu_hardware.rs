@@ -1,7 +1,11 @@
 //! The simulated processor's side of the PMU: what the pillar asks of a backend, and the switch at entry and exit.
 
-use super::processor::{Processor, Vendor};
-use crate::exit::{Msr, Width};
+use super::counting::Controls;
+use super::pmu::Pmu;
+use super::pmu::amd::Slots;
+use super::processor::{Processor, Shadow, Vendor};
+use crate::error::EntryFailure;
+use crate::exit::{Msr, RawExit, Width};
 use crate::hw::{GlobalSwitch, PmuHardware};
 use crate::pmu::{CounterIndex, Maker, PmuRegister};
 
@@ -9,19 +13,66 @@ const DEBUGCTL: u32 = 0x1D9;
 
 impl Processor {
     /// VM entry, where the PMU is concerned.
-    pub(super) fn enter_counting(&mut self) {
-        let debug_control = self.switched.get(&DEBUGCTL).copied().unwrap_or(0);
-        let global_control = self.host_global_control.map(|_| self.guest_global_control);
-        self.wires.if_counting(|counting| counting.enter(debug_control, global_control));
+    ///
+    /// # Errors
+    /// When VMRUN is refused because the host's counters are on while the guest's are virtualized (T-A14).
+    pub(super) fn enter_counting(&mut self) -> Result<(), EntryFailure> {
+        let guest = Controls {
+            debug: self.switched.get(&DEBUGCTL).copied().unwrap_or(0),
+            global: self.host_global_control.map(|_| self.guest_global_control),
+            lbr: self.guest_lbr_control,
+        };
+        let slots = self.virtual_counters.as_ref();
+        let loaded = self.wires.if_counting(|counting| counting.enter(&guest, slots)).unwrap_or(Ok(()));
+        loaded.map_err(|code| {
+            EntryFailure::InvalidState(RawExit { code: code as u64, rip: self.rip, ..RawExit::default() })
+        })
     }
 
     /// VM exit, where the PMU is concerned.
     pub(super) fn exit_counting(&mut self) {
-        let host = self.host_global_control;
-        if let Some((debug_control, guest)) = self.wires.if_counting(|counting| counting.exit(host)) {
-            self.switched.insert(DEBUGCTL, debug_control);
-            self.guest_global_control = guest.unwrap_or(self.guest_global_control);
+        if let Some(slots) = &mut self.virtual_counters {
+            self.wires.if_counting(|counting| {
+                if let Pmu::Amd(pmu) = &mut counting.pmu {
+                    *slots = pmu.save();
+                }
+            });
         }
+        let host = Controls { debug: 0, global: self.host_global_control, lbr: self.guest_lbr_control.map(|_| 0) };
+        if let Some(guest) = self.wires.if_counting(|counting| counting.exit(&host)) {
+            self.switched.insert(DEBUGCTL, guest.debug);
+            self.guest_global_control = guest.global.unwrap_or(self.guest_global_control);
+            self.guest_lbr_control = guest.lbr;
+        }
+    }
+
+    /// Has entries load IA32_LBR_CTL with `guest`, and exits save it and clear it: no branch of the hypervisor is
+    /// recorded. `None` leaves it as it is.
+    pub fn switch_lbr_control(&mut self, guest: Option<u64>) {
+        self.guest_lbr_control = guest;
+    }
+
+    /// Returns the guest's IA32_LBR_CTL, where it is switched.
+    pub fn guest_lbr_control(&self) -> Option<u64> {
+        self.guest_lbr_control
+    }
+
+    /// Has VMRUN load the guest's counters from the VMCB and #VMEXIT save them there, with interrupts delivered as
+    /// virtual NMIs; or no longer.
+    pub fn virtualize_counters(&mut self, slots: Option<Slots>) {
+        self.virtual_counters = slots;
+    }
+
+    /// Returns the guest's counters as the VMCB holds them, where they are virtualized.
+    pub fn virtual_counters(&self) -> Option<&Slots> {
+        self.virtual_counters.as_ref()
+    }
+
+    /// A virtual interrupt of the guest's own counters is taken as a virtual NMI (APM Vol. 2 15.39).
+    pub(super) fn take_virtual_interrupt(&mut self) -> bool {
+        let open = !self.nmi_blocked && self.shadow == Shadow::None;
+        open && self.virtual_counters.is_some()
+            && self.wires.if_counting(|counting| core::mem::take(&mut counting.to_guest)).unwrap_or(false)
     }
 
     /// The instruction at hand accesses memory, in one line or in two.

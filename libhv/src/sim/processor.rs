@@ -4,6 +4,7 @@ use super::counting::Doing;
 use super::machine::{Machine, Wires};
 use super::nested::NestedMap;
 use super::pmu::Pmu;
+use super::pmu::amd::Slots;
 use super::program::{Op, Program};
 use super::random::Random;
 use crate::address::Gpa;
@@ -118,6 +119,10 @@ pub struct Processor {
     /// What VM exits load into IA32_PERF_GLOBAL_CTRL, where VM entries and VM exits switch it.
     pub(super) host_global_control: Option<u64>,
     pub(super) guest_global_control: u64,
+    /// What VM entries load into IA32_LBR_CTL, where they do.
+    pub(super) guest_lbr_control: Option<u64>,
+    /// The guest's counters in the VMCB, where hardware switches them.
+    pub(super) virtual_counters: Option<Slots>,
     pub(super) doing: Doing,
     /// References to the last-level cache and misses of the instruction at hand.
     pub(super) touched: Cell<(u64, u64)>,
@@ -197,6 +202,8 @@ impl Processor {
             passes_rdpmc: false,
             host_global_control: None,
             guest_global_control: 0,
+            guest_lbr_control: None,
+            virtual_counters: None,
             doing: Doing::default(),
             touched: Cell::default(),
             own_msrs: BTreeMap::new(),

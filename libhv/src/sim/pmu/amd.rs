@@ -219,6 +219,11 @@ impl Pmu {
         slots
     }
 
+    /// Returns whether a guest's counters are loaded.
+    pub fn is_loaded(&self) -> bool {
+        self.host_status.is_some()
+    }
+
     fn register(&self, msr: u32) -> Option<Register> {
         let Config { extended, global, .. } = self.config;
         Some(match msr {

@@ -26,7 +26,7 @@ const HOST_ONLY: u64 = 1 << 41;
 const EVENTS: [u64; 7] = [0xC0, 0xC4, 0x11C4, 0xC5, 0x4F2E, 0x412E, 0x3C];
 
 fn machine(config: Config, body: impl FnOnce(&mut Program)) -> (Machine, Processor, GuestMemory) {
-    let vendor = if config == AMD { Vendor::Amd } else { Vendor::Intel };
+    let vendor = if matches!(config, Config::Amd(_)) { Vendor::Amd } else { Vendor::Intel };
     let machine = Machine::new(1, HZ, 0);
     machine.set_pmu(config);
     let mut program = Program::at(0x1000);
@@ -281,6 +281,53 @@ fn branch_records_hold_the_guests_branches() {
     let records =
         machine.pmu(|pmu| [0, 1, 2, 3].map(|slot| (pmu.host_read(0x1500 + slot), pmu.host_read(0x1600 + slot))));
     assert_eq!(records, [(0x100C, 0x2000), (0x1006, 0x1005), (0x1006, 0x1005), (0, 0)]);
+}
+
+#[test]
+fn branches_of_the_host_are_recorded_unless_the_control_is_switched() {
+    for switched in [false, true] {
+        let (machine, mut processor, _) = counting(&[], |program| {
+            program.ops(&[Op::Jump(0x2000)]).continue_at(0x2000);
+        });
+        machine.set_host_work(Happened { branches: 1, ..Happened::default() });
+        if switched {
+            processor.switch_lbr_control(Some(0x7F_0007));
+        } else {
+            machine.pmu(|pmu| pmu.host_write(0x14CE, 0x7F_0007));
+        }
+        assert_eq!(processor.enter(), Ok(Exit::Halt));
+        let from: [u64; 3] = machine.pmu(|pmu| [0, 1, 2].map(|slot| pmu.host_read(0x1500 + slot)));
+        let host = 0xFFFF_8000_0000_0000;
+        assert_eq!(from, if switched { [0x1000, 0, 0] } else { [host, 0x1000, host] });
+        assert_eq!(processor.guest_lbr_control(), switched.then_some(0x7F_0007));
+    }
+}
+
+#[test]
+fn virtualized_counters_are_switched_by_hardware_and_interrupt_their_guest() {
+    let config = Config::Amd(amd::Config { virtualized: true, ..amd::Config::default() });
+    let (machine, mut processor, memory) = machine(config, |program| {
+        program.ops(&[Op::Nop, Op::Nop, Op::Nop, Op::Cpuid]).continue_at(0x3000).handler(2).ops(&[Op::Iret]);
+        program.continue_at(0x1005);
+    });
+    machine.set_host_work(Happened { cycles: 1, instructions: 100, ..Happened::default() });
+    let mut slots = amd::Slots { control: 1, ..amd::Slots::default() };
+    slots.counters[0] = (0xC0 | ALL | INT, MAX - 1);
+    processor.virtualize_counters(Some(slots));
+    // T-A14, T-A26: after RESET the host's counters are on.
+    let refused = processor.enter();
+    let Err(crate::error::EntryFailure::InvalidState(raw)) = refused else { panic!("{refused:?}") };
+    assert_eq!(raw.code, u64::MAX - 3);
+    processor.write_pmu(PmuRegister::GlobalControl, 0);
+    assert!(matches!(processor.enter(), Ok(Exit::Cpuid { .. })));
+    assert_eq!(delivered(&processor), [Event::Nmi]);
+    let saved = processor.virtual_counters().expect("virtualized");
+    // Three times NOP and an IRET, of which the second overflowed.
+    assert_eq!((saved.counters[0].1, saved.status), (2, 1));
+    assert_eq!(processor.read_pmu(PmuRegister::GlobalStatus), 0, "the host's own");
+    assert_eq!(processor.read_pmu(PmuRegister::GlobalControl), 0x3F);
+    processor.advance(&memory);
+    assert!(processor.enter().is_err(), "the host's counters are on again");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! shown when somebody answers for the MSRs behind them, see [`Settings`]; IBRS, IBPB, STIBP and SSBD are hidden by
 //! default, and the PMU, VMX, SVM, MONITOR, SMX, SGX, Processor Trace, CET, MPX, TSX, APX and five-level paging always.
 //! The hypervisor leaves are 4000_0000H with the signature "LibhvLibhv  " in EBX, ECX and EDX, and 4000_0010H with
-//! the frequencies of TSC (EAX) and local APIC timer (EBX) in kHz.
+//! the frequencies of TSC (EAX) and local APIC timer (EBX) in kHz; a guest that has paravirtual events is told of them
+//! by leaf 4000_0011H, see [`pmu::paravirt`](crate::pmu::paravirt).
 
 mod feature;
 #[cfg(test)]
@@ -28,6 +29,7 @@ const EXTENDED: usize = 0x23;
 const EXTENDED_FIRST: u32 = 0x8000_0000;
 const HYPERVISOR_FIRST: u32 = 0x4000_0000;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+const HYPERVISOR_EVENTS: u32 = crate::pmu::paravirt::abi::CPUID_LEAF;
 /// The hypervisor's signature, in EBX, ECX and EDX.
 const SIGNATURE: [u32; 3] = [u32::from_le_bytes(*b"Libh"), u32::from_le_bytes(*b"vLib"), u32::from_le_bytes(*b"hv  ")];
 /// Basic leaves whose answer depends on the subleaf or on the state of the processor.
@@ -125,6 +127,8 @@ pub struct CpuidTable {
     palette: Leaf,
     xstate: ExtendedState,
     timing: Leaf,
+    /// Leaf 4000_0011H; all 0 where there is none.
+    events: Leaf,
 }
 
 impl CpuidTable {
@@ -150,6 +154,7 @@ impl CpuidTable {
             palette: [0; 4],
             xstate: ExtendedState::new(&raw, settings),
             timing: [0; 4],
+            events: [0; 4],
         };
         table.fill_basic(&raw, settings, vendor, max_basic);
         table.fill_extended(&raw, vendor);
@@ -315,8 +320,9 @@ impl CpuidTable {
             }
             0x1D => of(&[self.basic[0x1D], self.palette]),
             0x1E => of(&[self.basic[0x1E]]),
-            HYPERVISOR_FIRST => [HYPERVISOR_TIMING, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
+            HYPERVISOR_FIRST => [self.last_hypervisor(), SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
             HYPERVISOR_TIMING => self.timing,
+            HYPERVISOR_EVENTS => self.events,
             0x8000_001D => of(&self.caches),
             0x8000_001E if self.offers(Feature::TOPOLOGY_EXTENSIONS) => {
                 let apic_id = dynamic().apic_id;
@@ -332,9 +338,18 @@ impl CpuidTable {
     fn answered(&self, leaf: u32) -> Option<u32> {
         let max_basic = self.basic[0][0];
         let known = leaf <= max_basic
-            || (HYPERVISOR_FIRST..=HYPERVISOR_TIMING).contains(&leaf)
+            || (HYPERVISOR_FIRST..=self.last_hypervisor()).contains(&leaf)
             || (EXTENDED_FIRST..=self.extended[0][0]).contains(&leaf);
         if known { Some(leaf) } else { (!self.amd).then_some(max_basic) }
+    }
+
+    fn last_hypervisor(&self) -> u32 {
+        if self.events == [0; 4] { HYPERVISOR_TIMING } else { HYPERVISOR_EVENTS }
+    }
+
+    /// Announces paravirtual events to the guest.
+    pub fn announce_events(&mut self, leaf: Leaf) {
+        self.events = leaf;
     }
 
     /// Returns leaf BH or 1FH: one thread a core, all cores in one package.

@@ -281,3 +281,17 @@ fn the_hypervisor_says_its_name_and_its_clocks() {
     assert_eq!(name.map(u32::to_le_bytes).as_flattened(), b"LibhvLibhv  ");
     assert_eq!(table.lookup(max, 0, quiet), [3_000_000, 1_000_000, 0, 0]);
 }
+
+#[test]
+fn paravirtual_events_are_announced_by_the_signatures_maximum_and_nothing_without_them() {
+    for amd in [false, true] {
+        let mut table = CpuidTable::new(&Host { amd, seed: Some(1) }, &everything(1));
+        assert_eq!(table.lookup(0x4000_0000, 0, Dynamic::default)[0], 0x4000_0010);
+        let highest = table.lookup(0x20, 0, Dynamic::default);
+        assert_eq!(table.lookup(0x4000_0011, 0, Dynamic::default), highest, "a leaf out of range");
+        table.announce_events([1, 16, 5, 0]);
+        assert_eq!(table.lookup(0x4000_0000, 0, Dynamic::default)[0], 0x4000_0011);
+        assert_eq!(table.lookup(0x4000_0011, 7, Dynamic::default), [1, 16, 5, 0]);
+        assert_eq!(table.lookup(0x4000_0012, 0, Dynamic::default), highest, "a leaf out of range");
+    }
+}

@@ -5,6 +5,7 @@ use super::{Appliance, Backend, Vcpu, World};
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
 use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
+use crate::pmu::paravirt::Paravirt;
 use crate::pmu::state::{State, StateError};
 use crate::pmu::{Pmu, PmuPolicy, Retired};
 use crate::registers::ControlRegister;
@@ -16,10 +17,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest's registers go into the processor, unless they are there.
     #[inline]
     pub(super) fn enter_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if (Pmu::<P>::PRESENT || P::PARAVIRTUAL)
+            && let Some(apic) = world.chipset.local_apic(self.index)
+        {
+            apic.mask_performance_monitoring_on_delivery(!self.cpuid.is_amd());
+        }
         if Pmu::<P>::PRESENT {
-            if let Some(apic) = world.chipset.local_apic(self.index) {
-                apic.mask_performance_monitoring_on_delivery(!self.cpuid.is_amd());
-            }
             self.pmu.acquire(&mut self.backend, world.host);
             self.hear_pmu(world);
             self.mirror_pmu(world);
@@ -95,9 +98,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     /// The guest's local APIC delivers the interrupt of the counters (A25).
-    fn interrupt_by_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if let Some(apic) = world.chipset.local_apic(self.index) {
-            apic.raise_performance_monitoring();
+    pub(super) fn interrupt_by_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(apic) = world.chipset.local_apic(self.index)
+            && apic.raise_performance_monitoring()
+        {
+            self.happened(Paravirt::count_pmi);
         }
         self.attention = true;
         self.mirror_pmu(world);

@@ -8,6 +8,7 @@ pub mod events;
 pub mod msr;
 pub mod mtrr;
 mod own;
+mod paravirt;
 mod resolve;
 mod run;
 pub mod xsetbv;
@@ -19,10 +20,12 @@ use crate::devices::Chipset;
 use crate::emulate::{Emulator, PagingFeatures};
 use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::memory::GuestMemory;
+use crate::pmu::paravirt::Paravirt;
 use crate::pmu::{Pmu, PmuCapability, PmuPolicy};
 use crate::registers::{EntryState, GuestState};
 use crate::time::Tsc;
 use crate::trace::Trace;
+use alloc::boxed::Box;
 use control::ControlRules;
 use cpuid::{CpuidSource, CpuidTable, Feature, Settings};
 use msr::{MsrSettings, Msrs};
@@ -78,6 +81,7 @@ pub struct Vcpu<B, A = (), P = ()> {
     backend: B,
     appliance: A,
     pmu: Pmu<P>,
+    paravirt: Option<Box<Paravirt>>,
     index: usize,
     cpuid: CpuidTable,
     control_rules: ControlRules,
@@ -90,6 +94,8 @@ pub struct Vcpu<B, A = (), P = ()> {
     end: Option<StopReason>,
     /// Something may be waiting to be injected, or the guest has ended.
     attention: bool,
+    /// Paravirtual events have something to do at every exit.
+    asked: bool,
     watches_interrupts: bool,
     watches_nmi: bool,
     /// What the timer is set to, where that is known: not after it went off.
@@ -134,6 +140,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         );
         let mut pmu = Pmu::new(policy, pmu, &backend);
         pmu.describe(&mut cpuid);
+        if P::PARAVIRTUAL {
+            paravirt::announce(&mut cpuid);
+        }
         pmu.arrange(&mut backend);
         let control_rules = ControlRules::of(&cpuid);
         let features = PagingFeatures {
@@ -149,6 +158,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             backend,
             appliance,
             pmu,
+            paravirt: P::PARAVIRTUAL.then(Box::default),
             index,
             cpuid,
             control_rules,
@@ -158,6 +168,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             deferred: None,
             end: None,
             attention: true,
+            asked: false,
             watches_interrupts: false,
             watches_nmi: false,
             armed: None,

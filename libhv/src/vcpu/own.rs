@@ -53,11 +53,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     #[inline(always)]
-    pub(super) fn hypercall(&mut self) -> Resolution {
+    pub(super) fn hypercall<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
         if self.backend.cpl() != 0 {
             return Resolution::Inject(Event::UNDEFINED);
         }
-        self.backend.set_gpr(Gpr::Rax, UNKNOWN_HYPERCALL);
+        let answer = if P::PARAVIRTUAL { self.paravirtual_call(world) } else { UNKNOWN_HYPERCALL };
+        self.backend.set_gpr(Gpr::Rax, answer);
         Resolution::Complete
     }
 

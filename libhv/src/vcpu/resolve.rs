@@ -7,6 +7,7 @@ use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
 use crate::pmu::PmuPolicy;
+use crate::pmu::paravirt::Paravirt;
 use crate::registers::{ControlRegister, Gpr};
 use crate::time::Tsc;
 
@@ -46,7 +47,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             Exit::Rdmsr(msr) => self.read_msr(msr, world, now),
             Exit::Wrmsr(msr, value) => self.write_msr(msr, value, world, now),
             Exit::NestedPageFault(fault) => self.nested_page_fault(fault, world, now),
-            Exit::Hypercall => self.hypercall(),
+            Exit::Hypercall => self.hypercall(world),
             _ => self.resolve_further(exit, world, now),
         }
     }
@@ -164,6 +165,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             Outcome::Done { next_rip, branch } => {
                 self.backend.advance_to(next_rip);
                 self.retired(branch, world);
+                self.happened(Paravirt::count_emulated);
                 Resolution::Retry
             }
             Outcome::Repeat => Resolution::Retry,

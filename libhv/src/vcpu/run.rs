@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::hw::Host;
 use crate::pmu::PmuPolicy;
+use crate::pmu::paravirt::Paravirt;
 use crate::time::Tsc;
 use crate::trace::Kind;
 
@@ -38,6 +39,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_
             return vcpu.end(reason);
         }
         vcpu.trace.handled(kind, || world.host.now().0.wrapping_sub(left_at.0));
+        vcpu.count_exit(kind, left_at, world);
     }
 }
 
@@ -160,11 +162,13 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             && let Some(vector) = world.chipset.acknowledge(self.index)
         {
             self.backend.inject(Event::Interrupt(vector));
+            self.happened(Paravirt::count_interrupt);
         }
         let waits = (waiting && world.chipset.pending_interrupt(self.index))
             || self.deferred.is_some_and(|event| event != Event::Nmi);
         self.watch_interrupts(waits);
         self.arm(world);
+        self.refresh_page(world);
     }
 
     fn watch_nmi(&mut self, on: bool) {

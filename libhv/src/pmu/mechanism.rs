@@ -65,6 +65,8 @@ pub struct Pmu<P> {
 impl<P: PmuPolicy> Pmu<P> {
     /// Whether there is anything at all: where not, no exit costs anything.
     pub const PRESENT: bool = !matches!(P::MEANS, Means::Hidden);
+    /// Whether it is [`EmulatedPmu`](super::emulated::EmulatedPmu) that the guest gets.
+    pub const EMULATED: bool = matches!(P::MEANS, Means::Emulated);
 
     /// Decides what the guest gets of a processor's PMU on a backend.
     pub fn new(policy: P, host: Option<PmuCapability>, hardware: &impl PmuHardware) -> Self {
@@ -247,6 +249,11 @@ impl<P: PmuPolicy> Pmu<P> {
         self.routed &= self.host.is_some_and(|host| host.maker == Maker::Amd);
         self.counts.interrupts += 1;
         true
+    }
+
+    /// Returns the policy.
+    pub fn policy(&self) -> &P {
+        &self.policy
     }
 
     /// Returns the register of an MSR that the guest may know of.

@@ -7,6 +7,7 @@
 pub mod bank;
 pub mod capability;
 pub mod credit;
+pub mod emulated;
 pub mod filter;
 pub mod host;
 pub mod mechanism;
@@ -20,6 +21,7 @@ pub mod view;
 
 pub use capability::PmuCapability;
 pub use credit::Retired;
+pub use emulated::Emulated;
 pub use filter::{ConstFilter, EventFilter, Filtered, FilteredBy, MaskedEvent};
 pub use mechanism::{Pmu, PmuCounts};
 pub use paravirt::Paravirtual;

@@ -9,6 +9,7 @@ use crate::pmu::paravirt::Paravirt;
 use crate::pmu::state::{State, StateError};
 use crate::pmu::{Pmu, PmuPolicy, Retired};
 use crate::registers::ControlRegister;
+use crate::time::Tsc;
 
 /// IA32_DEBUGCTL
 const DEBUGCTL: Msr = Msr(0x1D9);
@@ -23,7 +24,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             apic.mask_performance_monitoring_on_delivery(!self.cpuid.is_amd());
         }
         if Pmu::<P>::PRESENT {
-            self.pmu.acquire(&mut self.backend, world.host);
+            match &mut self.emulated {
+                Some(emulated) => emulated.start(&mut self.backend),
+                None => self.pmu.acquire(&mut self.backend, world.host),
+            }
             self.hear_pmu(world);
             self.mirror_pmu(world);
         }
@@ -33,7 +37,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[cold]
     pub(super) fn leave_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
         if Pmu::<P>::PRESENT {
-            self.pmu.release(&mut self.backend, world.host);
+            match &mut self.emulated {
+                Some(emulated) => emulated.end(&mut self.backend, world.host),
+                None => self.pmu.release(&mut self.backend, world.host),
+            }
         }
     }
 
@@ -50,10 +57,51 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         self.pmu.restore(state, &mut self.backend, world.host)
     }
 
+    /// The guest is about to be entered: its emulated clock runs.
+    #[inline(always)]
+    pub(super) fn start_clock<H: Host>(&mut self, world: &World<'_, H>) {
+        if let Some(emulated) = &mut self.emulated
+            && Pmu::<P>::EMULATED
+        {
+            emulated.on_entry(world.host.now());
+        }
+    }
+
+    /// The guest has left: its emulated clock stands still.
+    #[inline(always)]
+    pub(super) fn stop_clock(&mut self, now: Tsc) {
+        if let Some(emulated) = &mut self.emulated
+            && Pmu::<P>::EMULATED
+            && emulated.ticks()
+        {
+            emulated.set_freezes(freezes(&self.backend));
+            emulated.on_exit(now, &mut self.backend);
+        }
+    }
+
+    /// The exit has been seen to: an interrupt of the emulated counters may have become due.
+    #[inline(always)]
+    pub(super) fn hear_emulated<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::EMULATED {
+            self.hear_pmu(world);
+        }
+    }
+
+    /// Returns when the emulated clock interrupts, if the guest is entered now.
+    #[inline(always)]
+    pub(super) fn clock_deadline(&self, now: impl FnOnce() -> Tsc) -> Option<Tsc> {
+        self.emulated.as_ref().filter(|emulated| Pmu::<P>::EMULATED && emulated.ticks())?.deadline(now())
+    }
+
     /// RDPMC (SDM Vol. 2B "RDPMC").
     pub(super) fn read_counter(&mut self, ecx: u32) -> Resolution {
         let cr4 = self.backend.control(ControlRegister::Cr4);
-        match self.pmu.read_counter(ecx, self.backend.cpl(), cr4, &self.backend) {
+        let cpl = self.backend.cpl();
+        let value = match &mut self.emulated {
+            Some(emulated) if Pmu::<P>::EMULATED => emulated.read_counter(ecx, cpl, cr4, &mut self.backend),
+            _ => self.pmu.read_counter(ecx, cpl, cr4, &self.backend),
+        };
+        match value {
             Some(value) => {
                 self.backend.set_edx_eax(value);
                 Resolution::Complete
@@ -69,8 +117,22 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             return;
         }
         let retired = Retired { cpl: self.backend.cpl(), branch };
+        if let Some(emulated) = &mut self.emulated
+            && Pmu::<P>::EMULATED
+        {
+            return emulated.retire(retired, &mut self.backend);
+        }
         if self.pmu.retire(retired, &mut self.backend, freezes) {
             self.interrupt_by_pmu(world);
+        }
+    }
+
+    /// RDMSR of a register of the PMU; `None` for #GP.
+    #[inline]
+    pub(super) fn read_pmu_msr(&mut self, msr: Msr) -> Option<u64> {
+        match &mut self.emulated {
+            Some(emulated) if Pmu::<P>::EMULATED => emulated.read_msr(msr, &mut self.backend),
+            _ => self.pmu.read(msr, &self.backend),
         }
     }
 
@@ -78,6 +140,18 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[cold]
     pub(super) fn write_pmu_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>) -> Resolution {
         let retired = Retired { cpl: self.backend.cpl(), branch: false };
+        if let Some(emulated) = &mut self.emulated
+            && Pmu::<P>::EMULATED
+        {
+            emulated.set_freezes(freezes(&self.backend));
+            let written = emulated.write_msr(msr, value, retired, self.pmu.policy(), &mut self.backend);
+            // A counter may have a deadline now.
+            self.attention = true;
+            return written.map_or(Resolution::Inject(Event::GENERAL_PROTECTION), |()| {
+                self.backend.advance(world.memory);
+                Resolution::Retry
+            });
+        }
         let counting = self.pmu.counting(retired, &self.backend);
         if self.pmu.write(msr, value, &mut self.backend).is_none() {
             return Resolution::Inject(Event::GENERAL_PROTECTION);
@@ -92,7 +166,14 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The host has taken interrupts: one may have been the PMU's.
     #[inline]
     pub(super) fn hear_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if Pmu::<P>::PRESENT && self.pmu.take_interrupt(world.host) {
+        if !Pmu::<P>::PRESENT {
+            return;
+        }
+        let heard = match &mut self.emulated {
+            Some(emulated) if Pmu::<P>::EMULATED => emulated.hear(&mut self.backend, world.host),
+            _ => self.pmu.take_interrupt(world.host),
+        };
+        if heard {
             self.interrupt_by_pmu(world);
         }
     }
@@ -113,7 +194,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn mirror_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
         if Pmu::<P>::PRESENT {
             let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
-            self.pmu.mirror(unmasked, world.host);
+            match &mut self.emulated {
+                Some(emulated) if Pmu::<P>::EMULATED => emulated.mirror(unmasked, &mut self.backend, world.host),
+                _ => self.pmu.mirror(unmasked, world.host),
+            }
         }
     }
 }

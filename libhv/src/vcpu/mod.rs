@@ -20,6 +20,8 @@ use crate::devices::Chipset;
 use crate::emulate::{Emulator, PagingFeatures};
 use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::memory::GuestMemory;
+use crate::pmu::emulated::{EmulatedPmu, answers};
+use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
 use crate::pmu::paravirt::Paravirt;
 use crate::pmu::{Pmu, PmuCapability, PmuPolicy};
 use crate::registers::{EntryState, GuestState};
@@ -82,6 +84,8 @@ pub struct Vcpu<B, A = (), P = ()> {
     appliance: A,
     pmu: Pmu<P>,
     paravirt: Option<Box<Paravirt>>,
+    /// Its PMU, where that is emulated: `pmu` is none then.
+    emulated: Option<EmulatedPmu>,
     index: usize,
     cpuid: CpuidTable,
     control_rules: ControlRules,
@@ -138,10 +142,16 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             host,
             &Settings { rdtscp: offers.rdtscp, invpcid: offers.invpcid, xsaves: offers.xsaves, ..*settings },
         );
-        let mut pmu = Pmu::new(policy, pmu, &backend);
+        let pmu = pmu.filter(|pmu| !Pmu::<P>::PRESENT || answers(pmu, &mut backend));
+        let emulated = EmulatedPmu::decide(&policy, pmu.as_ref(), &backend);
+        let mut pmu = Pmu::new(policy, pmu.filter(|_| !Pmu::<P>::EMULATED), &backend);
         pmu.describe(&mut cpuid);
         if P::PARAVIRTUAL {
             paravirt::announce(&mut cpuid);
+        }
+        let view = emulated.as_ref().map(EmulatedPmu::view);
+        if let Some(view) = view {
+            view.describe(&mut cpuid);
         }
         pmu.arrange(&mut backend);
         let control_rules = ControlRules::of(&cpuid);
@@ -151,7 +161,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         };
         let mut msrs =
             Msrs::new(&cpuid, &MsrSettings { tsc: settings.tsc, microcode: MICROCODE, arch_capabilities: 0 });
-        msrs.show_performance_monitoring(pmu.view().is_some(), pmu.freezes());
+        let freezes = view.map_or(pmu.freezes(), |view| view.debugctl_bits() & FREEZE_PERFMON_ON_PMI != 0);
+        msrs.show_performance_monitoring(pmu.view().is_some() || view.is_some(), freezes);
         backend.own_cr4(control_rules.cr4);
         backend.load(entry);
         Self {
@@ -159,6 +170,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             appliance,
             pmu,
             paravirt: P::PARAVIRTUAL.then(Box::default),
+            emulated,
             index,
             cpuid,
             control_rules,

@@ -75,7 +75,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             match self.msrs.read(msr, || context(&self.backend, now)) {
                 MsrRead::Value(value) => Some(value),
                 MsrRead::Switched => self.backend.switched_msr(msr),
-                MsrRead::Fault if Pmu::<P>::PRESENT => self.pmu.read(msr, &self.backend),
+                MsrRead::Fault if Pmu::<P>::PRESENT => self.read_pmu_msr(msr),
                 MsrRead::LocalApic | MsrRead::Fault => None,
             }
         };

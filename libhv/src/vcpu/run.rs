@@ -29,6 +29,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_
     fn handle(self, exit: Exit) {
         let Self { vcpu, world } = self;
         let (kind, left_at) = (Kind::from(&exit), world.host.now());
+        vcpu.stop_clock(left_at);
         let rip = vcpu.backend.rip();
         vcpu.trace.left(kind, rip);
         if left_at >= vcpu.due {
@@ -38,6 +39,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_
         if let Some(reason) = vcpu.apply(resolution, &exit, rip, world) {
             return vcpu.end(reason);
         }
+        vcpu.hear_emulated(world);
         vcpu.trace.handled(kind, || world.host.now().0.wrapping_sub(left_at.0));
         vcpu.count_exit(kind, left_at, world);
     }
@@ -58,6 +60,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 }
                 self.attend(world);
             }
+            self.start_clock(world);
             B::enter_for(Once { vcpu: self, world }).map_err(Error::VmEntry)?;
         }
     }
@@ -188,7 +191,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Has the guest leave when a device's time has come.
     #[inline]
     pub(super) fn arm<H: Host>(&mut self, world: &mut World<'_, H>) {
-        let deadline = world.chipset.next_deadline();
+        let devices = world.chipset.next_deadline();
+        let deadline = match self.clock_deadline(|| world.host.now()) {
+            Some(clock) => Some(devices.map_or(clock, |devices| devices.min(clock))),
+            None => devices,
+        };
         if self.armed != Some(deadline) {
             self.armed = Some(deadline);
             self.due = deadline.unwrap_or(Tsc(u64::MAX));

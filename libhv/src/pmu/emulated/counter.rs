@@ -1,8 +1,9 @@
 //! The registers of an emulated PMU, and what each of its counters is backed by.
 
-use crate::hw::{GlobalSwitch, PmuHardware};
-use crate::pmu::bank::{counter_register, selector_register};
+use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
+use crate::pmu::bank::{Bank, counter_register, selector_register};
 use crate::pmu::capability::{FULL_WIDTH_WRITES, PmuCapability};
+use crate::pmu::credit::{CreditMasks, Retired};
 use crate::pmu::policy::PmuPolicy;
 use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::pmu::view::PmuView;
@@ -62,6 +63,9 @@ pub struct EmulatedPmu {
     entered: Tsc,
     freezes: bool,
     interrupt: bool,
+    masks: CreditMasks,
+    /// The processor's LVTPC lets interrupts through.
+    routed: bool,
 }
 
 impl EmulatedPmu {
@@ -109,6 +113,8 @@ impl EmulatedPmu {
             entered: Tsc(0),
             freezes: false,
             interrupt: false,
+            masks: CreditMasks::default(),
+            routed: false,
             view,
         }
     }
@@ -133,9 +139,51 @@ impl EmulatedPmu {
         self.enable(hardware);
     }
 
+    /// Leaves nothing of the guest in the processor.
+    pub fn end(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
+        let Some(pmu) = self.processor else { return };
+        host.route_pmi(PmiRoute::Masked);
+        self.settle(hardware);
+        let mut present = Bank::default();
+        if pmu.has_global_control() {
+            hardware.write_pmu(PmuRegister::GlobalControl, 0);
+        }
+        hardware.set_guest_global_control(0);
+        present.take_selectors(&pmu, hardware);
+        present.take_counts(&pmu, hardware);
+        Bank::default().put(&pmu, &present, hardware);
+    }
+
+    /// Returns whether the clock moves any counter.
+    #[inline]
+    pub fn ticks(&self) -> bool {
+        self.ticking != 0
+    }
+
     /// Tells whether IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI is set.
     pub fn set_freezes(&mut self, freezes: bool) {
         self.freezes = freezes;
+    }
+
+    /// Returns whether the processor's counters are used.
+    #[inline]
+    pub fn uses_processor(&self) -> bool {
+        self.processor.is_some()
+    }
+
+    /// Notes whether the processor's LVTPC lets interrupts through; returns whether that is new.
+    pub(super) fn set_routed(&mut self, routed: bool) -> bool {
+        core::mem::replace(&mut self.routed, routed) != routed
+    }
+
+    /// Returns the counters that count an instruction which retires.
+    #[inline]
+    pub(super) fn counting(&self, retired: Retired) -> u64 {
+        let mask = self.masks.counting(retired);
+        if mask == 0 || self.status & COUNTERS_FROZEN != 0 {
+            return 0;
+        }
+        if self.view.guest().has_global_control() { mask & self.global_control } else { mask }
     }
 
     fn at(index: CounterIndex) -> usize {
@@ -371,6 +419,7 @@ impl EmulatedPmu {
             PmuRegister::StatusSet => self.status |= value,
             PmuRegister::GlobalStatus | PmuRegister::InUse | PmuRegister::Capabilities => return None,
         }
+        self.masks = CreditMasks::of(self.view.guest(), &self.permitted, FixedControl(self.permitted_fixed));
         self.enable(hardware);
         Some(())
     }

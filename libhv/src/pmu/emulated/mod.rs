@@ -6,9 +6,11 @@
 //! is shown as missing (CPUID.0AH:EBX) and stays 0: no counter counts what it was not asked for.
 
 mod counter;
+mod guest;
 mod policy;
 #[cfg(test)]
 mod tests;
 
 pub use counter::EmulatedPmu;
+pub use guest::answers;
 pub use policy::Emulated;

@@ -1,0 +1,124 @@
+//! The emulated PMU where it meets a virtual processor: what it is shown, its interrupt, and what is executed for it.
+
+use super::counter::EmulatedPmu;
+use crate::exit::Msr;
+use crate::hw::{Host, PmiRoute, PmuHardware};
+use crate::pmu::bank::counter_register;
+use crate::pmu::capability::PmuCapability;
+use crate::pmu::credit::Retired;
+use crate::pmu::policy::{Means, PmuPolicy};
+use crate::pmu::registers::{Maker, PmuRegister};
+use crate::pmu::view::PmuView;
+use crate::vcpu::cpuid::{CpuidTable, Feature};
+
+/// Returns whether a processor's counters hold what is written to them. AMD's processors have counters without CPUID
+/// saying so; one that is itself emulated may have none. Nothing counts meanwhile.
+pub fn answers(pmu: &PmuCapability, hardware: &mut impl PmuHardware) -> bool {
+    const PATTERN: u64 = 0x5A5A_A5A5;
+    if pmu.maker == Maker::Intel {
+        return true;
+    }
+    let register = counter_register(pmu, 0);
+    let before = hardware.read_pmu(register);
+    hardware.write_pmu(register, PATTERN);
+    let after = hardware.read_pmu(register);
+    hardware.write_pmu(register, before);
+    after == PATTERN
+}
+
+impl PmuView {
+    /// Has CPUID tell the guest of its PMU.
+    pub fn describe(&self, cpuid: &mut CpuidTable) {
+        cpuid.replace(0xA, self.cpuid_leaf_0a());
+        if self.shows_capabilities() {
+            cpuid.offer(Feature::PDCM);
+        }
+        if self.shows_core_extensions() {
+            cpuid.offer(Feature::PERF_CTR_EXT_CORE);
+        }
+        cpuid.replace(0x8000_0022, self.cpuid_leaf_8000_0022());
+    }
+}
+
+impl EmulatedPmu {
+    /// Decides what the guest gets: of the processor's PMU, which [answers](answers), or of what can be counted without.
+    /// `None` where the policy gives it nothing, or emulates nothing.
+    pub fn decide<P: PmuPolicy>(
+        policy: &P,
+        processor: Option<&PmuCapability>,
+        hardware: &impl PmuHardware,
+    ) -> Option<Self> {
+        if !matches!(P::MEANS, Means::Emulated) {
+            return None;
+        }
+        let switch = hardware.global_switch();
+        let shown = Self::shown(processor, switch);
+        let view = PmuView::new(&shown, &policy.share(&shown), Means::Emulated, switch)?;
+        let view = if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, &shown)) } else { view };
+        Some(Self::new(view, processor, switch))
+    }
+
+    /// RDMSR; `None` for #GP.
+    pub fn read_msr(&mut self, msr: Msr, hardware: &mut impl PmuHardware) -> Option<u64> {
+        let register = PmuRegister::of(msr, self.view().guest().maker)?;
+        self.read(register, hardware)
+    }
+
+    /// WRMSR, with its own credit: an instruction counts by what it finds. `None` for #GP.
+    pub fn write_msr(
+        &mut self,
+        msr: Msr,
+        value: u64,
+        retired: Retired,
+        policy: &impl PmuPolicy,
+        hardware: &mut impl PmuHardware,
+    ) -> Option<()> {
+        let register = PmuRegister::of(msr, self.view().guest().maker)?;
+        let counting = self.counting(retired);
+        self.write(register, value, policy, hardware)?;
+        self.credit(counting, hardware);
+        Some(())
+    }
+
+    /// RDPMC; `None` for #GP.
+    pub fn read_counter(&mut self, ecx: u32, cpl: u8, cr4: u64, hardware: &mut impl PmuHardware) -> Option<u64> {
+        let counter = self.view().rdpmc(ecx, cpl, cr4).ok()?;
+        Some(self.rdpmc(counter, hardware))
+    }
+
+    /// Counts an instruction that the hypervisor has executed in the guest's stead (A26).
+    #[inline]
+    pub fn retire(&mut self, retired: Retired, hardware: &mut impl PmuHardware) {
+        let counting = self.counting(retired);
+        if counting != 0 {
+            self.credit(counting, hardware);
+        }
+    }
+
+    /// Has the processor's LVTPC let interrupts through as the guest's does (A24). What ran over while the guest's was
+    /// masked interrupts nobody any more.
+    pub fn mirror(&mut self, unmasked: bool, hardware: &mut impl PmuHardware, host: &mut impl Host) {
+        if !self.uses_processor() || !self.set_routed(unmasked) {
+            return;
+        }
+        if unmasked {
+            self.settle(hardware);
+            self.take_interrupt();
+        }
+        host.route_pmi(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked });
+    }
+
+    /// Returns whether the guest's local APIC is to deliver an interrupt: the processor's has come, or the hypervisor
+    /// has found one due.
+    #[inline]
+    pub fn hear(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) -> bool {
+        if self.uses_processor() && host.take_guest_pmi() {
+            self.settle(hardware);
+            // The processor has masked its entry in delivering it; AMD's do not.
+            if self.view().guest().maker == Maker::Intel {
+                self.set_routed(false);
+            }
+        }
+        self.take_interrupt()
+    }
+}

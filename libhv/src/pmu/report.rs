@@ -448,18 +448,19 @@ mod tests {
             core_extensions: false,
             lbr_depth: 0,
         };
-        let share = PmuShare { counters: 6, ..PmuShare::all(&host) };
+        let share = PmuShare { counters: 6, fixed: 0b0111, lbr: false };
         let view = PmuView::decide(&host, &share, Means::Passed, GlobalSwitch::Hardware);
         let printed = PmuReport::new(view).to_string();
         let expected = "\
 counter             0-5  native
 counter             6-7  absent: not shared
-fixed counter       0-3  native
+fixed counter       0-2  native
+fixed counter       3    absent: not shared
 fixed counter       4-7  absent: the processor has none
 architectural event 0-6  native
 architectural event 7    absent: the processor has none
 selectors                native
-fixed counters' control  native
+fixed counters' control  mediated: the processor has counters that are not the guest's
 full-width writes        native
 RDPMC                    mediated: the processor has counters that are not the guest's
 ";

@@ -19,6 +19,8 @@ const LATEST_VERSION: u8 = 5;
 /// Counters of AMD's processors that CPUID says nothing about, with and without the core extensions.
 const AMD_COUNTERS: u8 = 4;
 const AMD_CORE_COUNTERS: u8 = 6;
+/// IA32_PERF_CAPABILITIES.LBR_FMT: all set for the architectural last-branch records.
+const LBR_FORMAT: u64 = 0x3F;
 const CR4_PCE: u64 = 1 << 8;
 /// PC (pin control), which no processor with these registers has pins for: "reserved, not writeable".
 const PIN_CONTROL: u64 = 1 << 19;
@@ -135,7 +137,8 @@ impl PmuView {
     /// Decides what a guest is shown of `host`.
     ///
     /// Counters are as wide as the processor's, AnyThread is gone (it counts another guest), and of
-    /// IA32_PERF_CAPABILITIES full-width writes are left (requirements A5, A7, A8, T-A5).
+    /// IA32_PERF_CAPABILITIES full-width writes are left, with the format of architectural last-branch records where they
+    /// are shared (requirements A5, A7, A8, T-A5).
     ///
     /// # Errors
     /// Why the guest has no PMU.
@@ -167,6 +170,8 @@ impl PmuView {
             2..5 => contiguous(shared),
             _ => shared,
         };
+        let architectural = host.lbr_depth != 0 && host.capabilities & LBR_FORMAT == LBR_FORMAT;
+        let lbr = share.lbr && means == Means::Passed && architectural;
         PmuCapability {
             maker: Maker::Intel,
             version,
@@ -175,10 +180,10 @@ impl PmuView {
             fixed,
             fixed_width: if fixed == 0 { 0 } else { host.fixed_width },
             missing_events: host.missing_events & 0xFF,
-            capabilities: host.capabilities & FULL_WIDTH_WRITES,
+            capabilities: host.capabilities & if lbr { FULL_WIDTH_WRITES | LBR_FORMAT } else { FULL_WIDTH_WRITES },
             any_thread_deprecated: true,
             core_extensions: false,
-            lbr_depth: if share.lbr && means == Means::Passed { host.lbr_depth } else { 0 },
+            lbr_depth: if lbr { host.lbr_depth } else { 0 },
         }
     }
 

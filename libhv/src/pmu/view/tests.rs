@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::exit::Msr;
+use crate::sim::pmu::intel;
 use proptest::prelude::*;
 
 /// What CPUID says of a PMU.
@@ -188,7 +189,7 @@ fn any_value() -> impl Strategy<Value = u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Requirement 1.4.5, A12, A14, T-A4, T-A6, T-A18.
     #[test]
@@ -198,7 +199,7 @@ proptest! {
             let register = PmuRegister::of(Msr(number), view.guest().maker);
             let reads = register.is_some_and(|register| view.exists(register));
             prop_assert_eq!(reads, said.reads(number), "RDMSR of {:#x}, {:?}", number, said);
-            for value in [value, 0, 1 << 21, 1 << 19, 1 << 32, 1 << 63] {
+            for value in [19, 21, 32, 40, 58, 59, 60, 61, 62, 63].map(|bit| 1 << bit).into_iter().chain([value, 0]) {
                 let kept = register.and_then(|register| view.validate_write(register, value).ok());
                 prop_assert_eq!(kept, said.write(number, value), "WRMSR of {:#x} to {:#x}, {:?}", value, number, said);
             }
@@ -215,4 +216,192 @@ proptest! {
             prop_assert_eq!(view.rdpmc(ecx, cpl, cr4).is_ok(), legal, "RDPMC of {:#x}, {:?}", ecx, said);
         }
     }
+}
+
+/// A processor of the simulator and what the pillar knows of it; without TSX, which CPUID.0AH does not speak of.
+fn any_simulated() -> impl Strategy<Value = (intel::Config, PmuCapability)> {
+    (2u8..=5, 1u8..=8, 0u8..=4, 32u8..=63, any::<bool>()).prop_map(
+        |(version, general, fixed, width, full_width_writes)| {
+            let rest = intel::Config::default();
+            let config = intel::Config { version, general, fixed, width, full_width_writes, ..rest };
+            let host = PmuCapability {
+                maker: Maker::Intel,
+                version,
+                counters: general,
+                width,
+                fixed: (1 << fixed) - 1,
+                fixed_width: if fixed == 0 { 0 } else { width },
+                missing_events: 0,
+                capabilities: config.capabilities(),
+                any_thread_deprecated: version == 5,
+                core_extensions: false,
+                lbr_depth: 0,
+            };
+            (config, host)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The simulator's processor is written from the manual and does not know the view: what the view lets through the
+    /// processor takes and keeps so, whether the guest or the hypervisor writes it; and where writes pass, the processor
+    /// refuses what the view does.
+    #[test]
+    fn the_processor_takes_what_the_view_accepts(
+        (config, host) in any_simulated(), share in any_share(), filters: bool, value in any_value()
+    ) {
+        let view = PmuView::new(&host, &share, Means::Passed, GlobalSwitch::Hardware);
+        let Some(view) = view.map(|view| if filters { view.filtered_by(|_| false) } else { view }) else { return Ok(()) };
+        for number in numbers() {
+            let Some(register) = PmuRegister::of(Msr(number), Maker::Intel) else { continue };
+            let mut processor = intel::Pmu::new(config);
+            let written = processor.write(number, value);
+            let passed = view.passes(register, false);
+            match view.validate_write(register, value) {
+                Ok(kept) => {
+                    prop_assert_eq!(written, Ok(()), "{:?} of {:#x}", register, value);
+                    let shows_all = matches!(register, PmuRegister::StatusReset | PmuRegister::StatusSet);
+                    prop_assert!(shows_all || processor.read(number) == Ok(kept), "{:?} of {:#x}", register, value);
+                    // The hypervisor writes what is kept to the register in which all bits can be written.
+                    if !matches!(register, PmuRegister::Counter(_)) {
+                        prop_assert_eq!(intel::Pmu::new(config).write(number, kept), Ok(()));
+                    }
+                }
+                Err(_) if passed.write => prop_assert!(written.is_err(), "{:?} of {:#x}", register, value),
+                Err(_) => {}
+            }
+            prop_assert!(!passed.read || processor.read(number).is_ok());
+        }
+        for ecx in (0..10).flat_map(|n| [n, 0x4000_0000 | n]) {
+            let (counted, shown) = (intel::Pmu::new(config).read_counter(ecx), view.rdpmc(ecx, 0, 0));
+            prop_assert!(!view.passes_rdpmc() || counted.is_ok() == shown.is_ok(), "RDPMC of {:#x}", ecx);
+            prop_assert!(shown.is_err() || counted.is_ok());
+        }
+    }
+
+    /// A7, A9, A11, A12, A31: what the guest has not never passes, selectors pass where nothing looks at them and no bit
+    /// counts another thread, and registers that speak of all counters where all are the guest's.
+    #[test]
+    fn nothing_passes_that_reaches_beyond_the_guest(view in any_view(), unaltered: bool) {
+        let (guest, host) = (view.guest(), view.host());
+        let intel = host.maker == Maker::Intel;
+        let all = (guest.counters, guest.fixed) == (host.counters, host.fixed);
+        let any_thread = intel && host.version >= 3 && !host.any_thread_deprecated;
+        for number in numbers() {
+            let Some(register) = PmuRegister::of(Msr(number), host.maker) else { continue };
+            let passed = view.passes(register, unaltered);
+            let counts = matches!(register, PmuRegister::Counter(_) | PmuRegister::FullCounter(_) | PmuRegister::Fixed(_));
+            let selects = matches!(register, PmuRegister::Selector(_) | PmuRegister::CoreSelector(_));
+            let (read, write) = match register {
+                _ if view.means() == Means::Emulated || !view.exists(register) => (false, false),
+                _ if counts => (true, true),
+                PmuRegister::FixedControl if guest.fixed != host.fixed => (false, false),
+                PmuRegister::FixedControl | PmuRegister::Selector(_) if intel => {
+                    (unaltered || !view.filters(), !view.filters() && !any_thread)
+                }
+                _ if selects || register == PmuRegister::Capabilities => (false, false),
+                PmuRegister::GlobalStatus => (all, false),
+                PmuRegister::InUse => (all && (unaltered || !view.filters()), false),
+                _ => (all, all),
+            };
+            prop_assert_eq!(passed, Passed { read, write }, "{:?}", register);
+        }
+        let metrics = host.capabilities >> 15 & 1 != 0;
+        prop_assert_eq!(view.passes_rdpmc(), view.means() == Means::Passed && all && !metrics);
+        let numbered = numbers().filter_map(|number| PmuRegister::of(Msr(number), host.maker));
+        prop_assert_eq!(view.registers().count(), numbered.filter(|register| view.exists(*register)).count());
+    }
+
+    /// T-A5, T-A21, A8: of what is not virtualized nothing is shown.
+    #[test]
+    fn nothing_is_shown_that_is_not_virtualized(view in any_view()) {
+        let lbr = if view.shows_lbr() { 0x3F } else { 0 };
+        prop_assert_eq!(view.perf_capabilities() & !(1 << 13), lbr);
+        let intel = view.guest().maker == Maker::Intel;
+        prop_assert_eq!(view.misc_enable_bits(), if intel { 0b1_1000_1000_0000 } else { 0 });
+        prop_assert_eq!(view.debugctl_bits() & !(1 << 11 | 1 << 12), 0);
+        let [eax, _, _, edx] = view.cpuid_leaf_0a();
+        prop_assert!(!intel || eax & 0xFF <= 5 && eax >> 24 == 8 && (eax & 0xFF < 2 || edx >> 15 & 1 != 0));
+        prop_assert_eq!(view.cpuid_leaf_1c([u32::MAX; 4]) != [0; 4], view.shows_lbr());
+    }
+}
+
+const HOST: PmuCapability = PmuCapability {
+    maker: Maker::Intel,
+    version: 5,
+    counters: 8,
+    width: 48,
+    fixed: 0xF,
+    fixed_width: 48,
+    missing_events: 1 << 7,
+    capabilities: 1 << 13 | 0x3F,
+    any_thread_deprecated: true,
+    core_extensions: false,
+    lbr_depth: 32,
+};
+
+#[test]
+fn cpuid_counts_fixed_counters_and_lists_them_from_version_5_on() {
+    let leaf = |version, fixed| {
+        let host = PmuCapability { version, ..HOST };
+        let share = PmuShare { counters: 6, fixed, lbr: true };
+        PmuView::new(&host, &share, Means::Passed, GlobalSwitch::Hardware).expect("a PMU").cpuid_leaf_0a()
+    };
+    assert_eq!(leaf(5, 0xFF), [0x0830_0605, 1 << 7, 0b1111, 0x8604]);
+    assert_eq!(leaf(5, 0b1011), [0x0830_0605, 1 << 7, 0b1011, 0x8602]);
+    assert_eq!(
+        leaf(4, 0b1011),
+        [0x0830_0604, 1 << 7, 0, 0x8602],
+        "version 4 has no word for the third without a second"
+    );
+    assert_eq!(leaf(4, 0b0010), [0x0830_0604, 1 << 7, 0, 0x8000]);
+}
+
+/// The architectural records have no other depth than the processor's; filters of branch types stay.
+#[test]
+fn last_branch_records_show_with_their_format() {
+    let view = PmuView::new(&HOST, &PmuShare::all(&HOST), Means::Passed, GlobalSwitch::Hardware).expect("a PMU");
+    assert_eq!((view.perf_capabilities(), view.shows_lbr()), (0x203F, true));
+    assert_eq!(view.cpuid_leaf_1c([0x8000_000F, 7, 0xF_0007, 1]), [0x8000_0008, 7, 7, 0]);
+}
+
+/// A4, A17: where nothing stops the counters outside the guest they are not passed, and what CPUID cannot say is not
+/// decided.
+#[test]
+fn a_guest_without_a_pmu_has_none_for_a_reason() {
+    let amd = |version, counters, core_extensions| PmuCapability {
+        maker: Maker::Amd,
+        version,
+        counters,
+        core_extensions,
+        fixed: 0,
+        capabilities: 0,
+        ..HOST
+    };
+    let decide = |host: &PmuCapability, counters, means, switch| {
+        let share = PmuShare { counters, fixed: 0xFF, lbr: false };
+        PmuView::decide(host, &share, means, switch).map(|view| view.guest().counters)
+    };
+    use GlobalSwitch::{Hardware, Missing, Selectors};
+    let first = PmuCapability { version: 1, ..HOST };
+    assert_eq!(decide(&HOST, 8, Means::Hidden, Hardware), Err(NoPmu::Policy));
+    assert_eq!(decide(&HOST, 0, Means::Passed, Hardware), Err(NoPmu::Policy));
+    assert_eq!(decide(&HOST, 8, Means::Passed, Missing), Err(NoPmu::NothingStopsIt));
+    assert_eq!(decide(&HOST, 8, Means::Passed, Selectors), Err(NoPmu::NothingStopsIt));
+    assert_eq!(decide(&first, 8, Means::Passed, Hardware), Err(NoPmu::NothingStopsIt));
+    assert_eq!(decide(&HOST, 9, Means::Emulated, Missing), Ok(8));
+    assert_eq!(decide(&amd(2, 6, true), 2, Means::Passed, Selectors), Ok(2));
+    assert_eq!(decide(&amd(1, 6, true), 5, Means::Passed, Selectors), Ok(4));
+    assert_eq!(decide(&amd(1, 8, false), 8, Means::Passed, Selectors), Ok(4));
+    assert_eq!(decide(&amd(1, 4, false), 3, Means::Passed, Selectors), Err(NoPmu::TooFewCounters));
+}
+
+#[test]
+fn in_use_tells_what_is_selected_and_whether_it_interrupts() {
+    let view = PmuView::new(&HOST, &PmuShare::all(&HOST), Means::Passed, GlobalSwitch::Hardware).expect("a PMU");
+    assert_eq!(view.in_use(&[0xC0, 0, 0x3C00], FixedControl(0x20)), 1 | 1 << 33);
+    assert_eq!(view.in_use(&[0, 1 << 20], FixedControl(0)), 1 << 63);
+    assert_eq!(view.in_use(&[], FixedControl(0x8000)), 1 << 63);
 }

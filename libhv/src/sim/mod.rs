@@ -4,7 +4,8 @@
 //! delivery, shadows, blocking, windows, what an exit interrupts. [`Machine`] is the host around it. Neither has a
 //! clock, a thread or any randomness but a seed's. They are stricter than hardware: what a processor would silently
 //! accept or refuse with an entry failure panics, with words that say what the hypervisor did wrong. Nothing here asks
-//! the rest of the crate what is right.
+//! the rest of the crate what is right. A machine that is given one has a PMU, see [`pmu`], which counts what guests and
+//! host execute.
 
 mod backend;
 mod check;

@@ -105,7 +105,7 @@ impl Pmu {
         Ok(())
     }
 
-    /// RDPMC, the privilege for it apart. The type is in ECX[31:16]: 0 general-purpose, 4000H fixed (SDM Vol. 2B
+    /// RDPMC, the privilege for it apart. The type is in bits 31:16 of ECX: 0 general-purpose, 4000H fixed (SDM Vol. 2B
     /// "RDPMC").
     ///
     /// # Errors

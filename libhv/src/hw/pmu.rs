@@ -47,6 +47,15 @@ pub trait PmuHardware {
     /// Has the next entry load `value` into IA32_PERF_GLOBAL_CTRL. Nothing to do without [`GlobalSwitch::Hardware`].
     fn set_guest_global_control(&mut self, value: u64);
 
+    /// Returns whether entry and exit can switch IA32_LBR_CTL, so that no branch of the host is recorded.
+    fn switches_branch_control(&self) -> bool {
+        false
+    }
+
+    /// Has entry and exit switch IA32_LBR_CTL from now on, the guest's being 0 at first, or no longer. Nothing to do where
+    /// they cannot.
+    fn switch_branch_control(&mut self, _on: bool) {}
+
     /// Lets the guest execute RDPMC without leaving, or no longer.
     fn pass_rdpmc(&mut self, pass: bool);
 

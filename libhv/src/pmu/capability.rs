@@ -1,6 +1,6 @@
 //! What the processor's PMU has: CPUID and IA32_PERF_CAPABILITIES, judged (requirement A6). Pure.
 
-use super::registers::{EventSelector, MAX_COUNTERS, Maker, PmuRegister};
+use super::registers::{BranchRegister, EventSelector, MAX_COUNTERS, Maker, PmuRegister};
 use crate::vcpu::cpuid::CpuidSource;
 use bit_field::BitField;
 
@@ -175,6 +175,12 @@ impl PmuCapability {
             PmuRegister::StatusSet => self.has_status_set(),
             PmuRegister::InUse => intel && self.version >= 4,
             PmuRegister::Capabilities => intel && self.capabilities != 0,
+            PmuRegister::Branch(BranchRegister::Control) | PmuRegister::Branch(BranchRegister::Depth) => {
+                self.lbr_depth != 0
+            }
+            PmuRegister::Branch(BranchRegister::From(n))
+            | PmuRegister::Branch(BranchRegister::To(n))
+            | PmuRegister::Branch(BranchRegister::Info(n)) => n < self.lbr_depth,
         }
     }
 

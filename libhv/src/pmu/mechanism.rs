@@ -4,16 +4,19 @@
 //! let them through), and counters and status are the processor's. While it is not, `bank` holds everything.
 
 use super::bank::{Bank, counter_register, selector_register};
+use super::branches::Branches;
 use super::capability::PmuCapability;
 use super::credit::{CreditMasks, Retired};
 use super::policy::{Means, PmuPolicy};
-use super::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
+use super::registers::{
+    BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_BRANCHES, MAX_COUNTERS, Maker, PmuRegister,
+};
 use super::report::PmuReport;
 use super::slot::Owner;
 use super::view::{NoPmu, PmuView};
 use crate::exit::Msr;
 use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
-use crate::vcpu::cpuid::{CpuidTable, Feature};
+use crate::vcpu::cpuid::{CpuidSource, CpuidTable};
 use core::fmt;
 
 /// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
@@ -71,7 +74,9 @@ impl<P: PmuPolicy> Pmu<P> {
     /// Decides what the guest gets of a processor's PMU on a backend.
     pub fn new(policy: P, host: Option<PmuCapability>, hardware: &impl PmuHardware) -> Self {
         let decide = |host: &PmuCapability| {
-            let view = PmuView::decide(host, &policy.share(host), P::MEANS, hardware.global_switch())?;
+            let mut share = policy.share(host);
+            share.lbr &= hardware.switches_branch_control();
+            let view = PmuView::decide(host, &share, P::MEANS, hardware.global_switch())?;
             Ok(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
         };
         let view = match &host {
@@ -112,22 +117,16 @@ impl<P: PmuPolicy> Pmu<P> {
         self.counts
     }
 
-    /// Returns whether IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI is the guest's.
-    pub fn freezes(&self) -> bool {
-        self.view().map_or(0, PmuView::debugctl_bits) & FREEZE_PERFMON_ON_PMI != 0
+    /// Returns how many last-branch records the guest has.
+    fn depth(&self) -> u8 {
+        self.view().map_or(0, |view| view.guest().lbr_depth)
     }
 
     /// Has CPUID tell the guest of its PMU.
-    pub fn describe(&self, cpuid: &mut CpuidTable) {
-        let Ok(view) = &self.view else { return };
-        cpuid.replace(0xA, view.cpuid_leaf_0a());
-        if view.shows_capabilities() {
-            cpuid.offer(Feature::PDCM);
+    pub fn describe(&self, cpuid: &mut CpuidTable, host: &impl CpuidSource) {
+        if let Ok(view) = &self.view {
+            view.describe(cpuid, host);
         }
-        if view.shows_core_extensions() {
-            cpuid.offer(Feature::PERF_CTR_EXT_CORE);
-        }
-        cpuid.replace(0x8000_0022, view.cpuid_leaf_8000_0022());
     }
 
     /// As after a reset: every register 0, but that IA32_PERF_GLOBAL_CTRL enables the general-purpose counters (T-A3).
@@ -148,7 +147,12 @@ impl<P: PmuPolicy> Pmu<P> {
             use PmuRegister::{FixedControl, GlobalControl, GlobalStatus, InUse, StatusReset, StatusSet};
             [FixedControl, GlobalControl, GlobalStatus, StatusReset, StatusSet, InUse]
         };
-        for register in each.chain(global).filter(|register| host.has(*register)) {
+        let branches = (0..MAX_BRANCHES).flat_map(|n| {
+            use BranchRegister::{From, Info, To};
+            [From(n), To(n), Info(n)].map(PmuRegister::Branch)
+        });
+        let controls = [PmuRegister::Branch(BranchRegister::Control), PmuRegister::Branch(BranchRegister::Depth)];
+        for register in each.chain(global).chain(branches).chain(controls).filter(|register| host.has(*register)) {
             let passed = view.passes(register, false);
             hardware.pass_pmu(register, passed.read, passed.write);
         }
@@ -158,6 +162,7 @@ impl<P: PmuPolicy> Pmu<P> {
             // From now on what the host runs with: nothing of it is counted (A4).
             hardware.write_pmu(PmuRegister::GlobalControl, 0);
         }
+        hardware.switch_branch_control(self.depth() != 0);
         hardware.switch_global_control(true, 0);
         hardware.set_guest_global_control(self.bank.global_control);
     }
@@ -176,18 +181,25 @@ impl<P: PmuPolicy> Pmu<P> {
         let Some(pmu) = self.host else { return };
         host.route_pmi(PmiRoute::Masked);
         let present = self.read_out(&pmu, hardware);
+        let (mine, theirs) = (self.depth(), host.pmu_slot().depth());
+        let branches = Branches::take(theirs, hardware);
         // What the one who leaves has not heard of yet is kept for it (T-A13).
         host.serve_interrupts(None);
         let late = host.take_guest_pmi();
         let slot = host.pmu_slot();
         if let Some(other) = slot.owner() {
-            slot.park(other, present, late);
+            slot.park(other, present, late, branches);
         }
-        if let Some((bank, late)) = slot.unpark(self.owner) {
+        let mut records = Branches::default();
+        if let Some((bank, late, kept)) = slot.unpark(self.owner) {
             self.bank = bank;
             self.late |= late;
+            records = kept;
         }
-        slot.set_owner(Some(self.owner));
+        slot.set_owner(Some(self.owner), mine);
+        if mine != 0 || theirs != 0 {
+            self.counts.writes += u64::from(records.put(pmu.lbr_depth, hardware));
+        }
         self.counts.loads += 1;
         self.counts.writes += u64::from(self.bank.put(&pmu, &present, hardware));
         self.start(&pmu, hardware);
@@ -227,7 +239,10 @@ impl<P: PmuPolicy> Pmu<P> {
         self.late |= host.take_guest_pmi();
         self.bank = Bank { global_control: present.global_control | global_control, ..present };
         self.counts.writes += u64::from(Bank::default().put(&pmu, &present, hardware));
-        host.pmu_slot().set_owner(None);
+        if self.depth() != 0 {
+            self.counts.writes += u64::from(Branches::default().put(self.depth(), hardware));
+        }
+        host.pmu_slot().set_owner(None, 0);
     }
 
     /// Has the processor's LVTPC let interrupts through as the guest's does (A24).
@@ -282,9 +297,21 @@ impl<P: PmuPolicy> Pmu<P> {
             }
             // What only the processor has and the guest does not see stays hidden.
             PmuRegister::GlobalControl => hardware.read_pmu(register) & view.guest().control_bits(),
-            PmuRegister::GlobalStatus | PmuRegister::InUse => hardware.read_pmu(register) & view.status_bits(),
+            PmuRegister::GlobalStatus => hardware.read_pmu(register) & view.status_bits(),
+            PmuRegister::InUse => self.in_use(view, host, hardware),
             PmuRegister::StatusReset | PmuRegister::StatusSet => 0,
+            PmuRegister::Branch(_) => hardware.read_pmu(register),
         })
+    }
+
+    /// Returns IA32_PERF_GLOBAL_INUSE by what the guest wrote.
+    fn in_use(&self, view: &PmuView, host: &PmuCapability, hardware: &impl PmuHardware) -> u64 {
+        if !self.selectors_passed {
+            return view.in_use(&self.selectors, FixedControl(self.fixed_control));
+        }
+        let mut bank = Bank::default();
+        bank.take_selectors(host, hardware);
+        view.in_use(&bank.selectors, FixedControl(bank.fixed_control))
     }
 
     /// WRMSR that left the guest; `None` for #GP. Its legality is that of the guest's PMU, not the processor's.
@@ -301,7 +328,7 @@ impl<P: PmuPolicy> Pmu<P> {
                 hardware.set_guest_global_control(value);
             }
             PmuRegister::GlobalControl => hardware.write_pmu(register, value),
-            PmuRegister::Fixed(_) | PmuRegister::StatusReset | PmuRegister::StatusSet => {
+            PmuRegister::Fixed(_) | PmuRegister::StatusReset | PmuRegister::StatusSet | PmuRegister::Branch(_) => {
                 hardware.write_pmu(register, value);
             }
             PmuRegister::Capabilities | PmuRegister::GlobalStatus | PmuRegister::InUse => return None,

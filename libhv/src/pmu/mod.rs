@@ -5,6 +5,7 @@
 //! when the owner changes, or when the host itself counts.
 
 pub mod bank;
+pub mod branches;
 pub mod capability;
 pub mod credit;
 pub mod emulated;
@@ -26,7 +27,7 @@ pub use filter::{ConstFilter, EventFilter, Filtered, FilteredBy, MaskedEvent};
 pub use mechanism::{Pmu, PmuCounts};
 pub use paravirt::Paravirtual;
 pub use policy::{Means, Passthrough, PmuPolicy, PmuShare};
-pub use registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
+pub use registers::{BranchRegister, CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
 pub use report::{Item, PmuReport, Provision, Why};
 pub use state::State;
 pub use view::{Fault, NoPmu, PmuView};

@@ -6,6 +6,8 @@ use bit_field::BitField;
 
 /// Counters of any one kind at most: what the registers' layout has room for here.
 pub const MAX_COUNTERS: u8 = 8;
+/// Last-branch records at most (SDM Vol. 3B 19.1.1).
+pub const MAX_BRANCHES: u8 = 64;
 
 /// A register of a PMU. None of them holds an address, or reaches memory by itself: the debug store, PEBS and their like
 /// are not among them (requirement A15).
@@ -36,6 +38,23 @@ pub enum PmuRegister {
     InUse,
     /// IA32_PERF_CAPABILITIES, read-only for the guest
     Capabilities,
+    /// A register of the last-branch records.
+    Branch(BranchRegister),
+}
+
+/// A register of the last-branch records (SDM Vol. 3B chapter 19).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum BranchRegister {
+    /// IA32_LBR_CTL
+    Control,
+    /// IA32_LBR_DEPTH, whose writing clears the records
+    Depth,
+    /// IA32_LBR_x_FROM_IP
+    From(u8),
+    /// IA32_LBR_x_TO_IP
+    To(u8),
+    /// IA32_LBR_x_INFO
+    Info(u8),
 }
 
 /// Whose registers.
@@ -65,6 +84,11 @@ impl PmuRegister {
                 0x391 => Self::StatusSet,
                 0x392 => Self::InUse,
                 0x4C1..=0x4C8 => Self::FullCounter((index - 0x4C1) as u8),
+                0x14CE => Self::Branch(BranchRegister::Control),
+                0x14CF => Self::Branch(BranchRegister::Depth),
+                0x1200..=0x123F => Self::Branch(BranchRegister::Info((index - 0x1200) as u8)),
+                0x1500..=0x153F => Self::Branch(BranchRegister::From((index - 0x1500) as u8)),
+                0x1600..=0x163F => Self::Branch(BranchRegister::To((index - 0x1600) as u8)),
                 _ => return None,
             }),
             Maker::Amd => Some(match index {
@@ -102,6 +126,17 @@ impl PmuRegister {
             (Maker::Intel, Self::StatusSet) => 0x391,
             (Maker::Intel, Self::InUse) => 0x392,
             (Maker::Intel, Self::Capabilities) => 0x345,
+            (
+                _,
+                Self::Branch(BranchRegister::From(n))
+                | Self::Branch(BranchRegister::To(n))
+                | Self::Branch(BranchRegister::Info(n)),
+            ) if n >= MAX_BRANCHES => return None,
+            (Maker::Intel, Self::Branch(BranchRegister::Control)) => 0x14CE,
+            (Maker::Intel, Self::Branch(BranchRegister::Depth)) => 0x14CF,
+            (Maker::Intel, Self::Branch(BranchRegister::Info(n))) => 0x1200 + n as u32,
+            (Maker::Intel, Self::Branch(BranchRegister::From(n))) => 0x1500 + n as u32,
+            (Maker::Intel, Self::Branch(BranchRegister::To(n))) => 0x1600 + n as u32,
             (Maker::Intel, Self::CoreSelector(_)) => return None,
             (Maker::Amd, Self::Selector(n)) if n < 4 => 0xC001_0000 + n as u32,
             (Maker::Amd, Self::Counter(n)) if n < 4 => 0xC001_0004 + n as u32,
@@ -238,7 +273,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_index_names_at_most_one_register_and_the_register_names_the_index(index: u32, near in 0u32..0x600) {
+        fn an_index_names_at_most_one_register_and_the_register_names_the_index(index: u32, near in 0u32..0x1700) {
             for index in [index, near, 0xC000_0000 + near, 0xC001_0000 + near] {
                 for maker in [Maker::Intel, Maker::Amd] {
                     if let Some(register) = PmuRegister::of(Msr(index), maker) {

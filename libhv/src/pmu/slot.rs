@@ -1,6 +1,7 @@
 //! Who owns a processor's PMU, and the registers of those who had to leave it.
 
 use super::bank::Bank;
+use super::branches::Branches;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -25,12 +26,15 @@ struct Parked {
     bank: Bank,
     /// An interrupt came that it has not heard of.
     late: bool,
+    branches: Branches,
 }
 
 /// The account of one processor's PMU: as with lazily switched vector registers, whoever used it last is still in it.
 #[derive(Debug, Default)]
 pub struct PmuSlot {
     owner: Option<Owner>,
+    /// Last-branch records that the owner uses.
+    depth: u8,
     parked: Vec<Parked>,
 }
 
@@ -40,23 +44,27 @@ impl PmuSlot {
     pub fn owner(&self) -> Option<Owner> {
         self.owner
     }
-    /// Notes who is in the registers from now on.
-    pub fn set_owner(&mut self, owner: Option<Owner>) {
-        self.owner = owner;
+    /// Returns how many last-branch records the owner uses.
+    pub fn depth(&self) -> u8 {
+        self.depth
+    }
+    /// Notes who is in the registers from now on, and how many last-branch records it uses.
+    pub fn set_owner(&mut self, owner: Option<Owner>, depth: u8) {
+        (self.owner, self.depth) = (owner, depth);
     }
     /// Keeps the registers of one who has left, and whether an interrupt came that it has not heard of.
-    pub fn park(&mut self, owner: Owner, bank: Bank, late: bool) {
+    pub fn park(&mut self, owner: Owner, bank: Bank, late: bool, branches: Branches) {
         self.parked.retain(|parked| parked.owner != owner);
-        self.parked.push(Parked { owner, bank, late });
+        self.parked.push(Parked { owner, bank, late, branches });
     }
     /// Returns what is kept for one who has left, and whether an interrupt waits for it.
     pub fn parked(&self, owner: Owner) -> Option<(&Bank, bool)> {
         self.parked.iter().find(|parked| parked.owner == owner).map(|parked| (&parked.bank, parked.late))
     }
     /// Returns what was kept for one who comes back.
-    pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, bool)> {
+    pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, bool, Branches)> {
         let place = self.parked.iter().position(|parked| parked.owner == owner)?;
-        let Parked { bank, late, .. } = self.parked.swap_remove(place);
-        Some((bank, late))
+        let Parked { bank, late, branches, .. } = self.parked.swap_remove(place);
+        Some((bank, late, branches))
     }
 }

@@ -10,9 +10,9 @@ pub(in crate::pmu) mod tests;
 
 use super::capability::{FULL_WIDTH_WRITES, PERF_METRICS, PmuCapability};
 use super::policy::{Means, PmuShare};
-use super::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
+use super::registers::{BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::hw::pmu::GlobalSwitch;
-use crate::vcpu::cpuid::Leaf;
+use crate::vcpu::cpuid::{CpuidSource, CpuidTable, Feature, Leaf};
 
 /// The latest version of architectural performance monitoring that is shown: the one after it has leaf 23H.
 const LATEST_VERSION: u8 = 5;
@@ -35,6 +35,10 @@ const STATUS_ALWAYS: u64 = 1 << 61 | 1 << 62;
 const STATUS_FROZEN: u64 = 1 << 58 | 1 << 59;
 /// IA32_PERF_GLOBAL_STATUS: CondChgd, which can be cleared and not set.
 const STATUS_CHANGED: u64 = 1 << 63;
+/// IA32_LBR_CTL: LBREn, OS, USR, CALL_STACK, and the seven filters by kind of branch.
+const BRANCH_CONTROL: u64 = 0x007F_000F;
+/// IA32_LBR_x_INFO: CYC_CNT, BR_TYPE, CYC_CNT_VALID, TSX_ABORT, IN_TSX, MISPRED.
+const BRANCH_INFO: u64 = 0xFF00_0000_0000_FFFF;
 
 /// Events with a number in CPUID.0AH:EBX, as selectors (SDM Vol. 3B "Pre-defined Architectural Performance Events").
 pub const ARCHITECTURAL: [EventSelector; 8] = [
@@ -122,6 +126,11 @@ pub struct PmuView {
 /// Returns the counters from 0 on that have no gap between them.
 const fn contiguous(fixed: u8) -> u8 {
     ((1u16 << fixed.trailing_ones()) - 1) as u8
+}
+
+/// Returns whether an address is canonical with 48 bits, as a guest's are.
+fn is_canonical(address: u64) -> bool {
+    (address as i64) << 16 >> 16 == address as i64
 }
 
 fn only(legal: u64, value: u64) -> Result<u64, Fault> {
@@ -239,6 +248,23 @@ impl PmuView {
     }
 
     // CPUID and what goes with it
+
+    /// Has CPUID tell the guest of its PMU; `host` is the processor's.
+    pub fn describe(&self, cpuid: &mut CpuidTable, host: &impl CpuidSource) {
+        cpuid.replace(0xA, self.cpuid_leaf_0a());
+        let features = [
+            (Feature::PDCM, self.shows_capabilities()),
+            (Feature::PERF_CTR_EXT_CORE, self.shows_core_extensions()),
+            (Feature::ARCH_LBR, self.shows_lbr()),
+        ];
+        for (feature, _) in features.into_iter().filter(|(_, shown)| *shown) {
+            cpuid.offer(feature);
+        }
+        if self.shows_lbr() {
+            cpuid.replace(0x1C, self.cpuid_leaf_1c(host.cpuid(0x1C, 0)));
+        }
+        cpuid.replace(0x8000_0022, self.cpuid_leaf_8000_0022());
+    }
 
     /// Returns leaf 0AH; all 0 on AMD's processors. There is no leaf 23H.
     pub fn cpuid_leaf_0a(&self) -> Leaf {
@@ -367,6 +393,18 @@ impl PmuView {
             PmuRegister::StatusReset if intel => self.status_bits() | STATUS_CHANGED,
             PmuRegister::StatusReset | PmuRegister::StatusSet => self.status_bits(),
             PmuRegister::GlobalStatus | PmuRegister::InUse | PmuRegister::Capabilities => return Err(Fault::ReadOnly),
+            PmuRegister::Branch(BranchRegister::Control) => BRANCH_CONTROL,
+            PmuRegister::Branch(BranchRegister::Depth) if value == guest.lbr_depth.into() => return Ok(value),
+            PmuRegister::Branch(BranchRegister::Depth) => return Err(Fault::Reserved(value)),
+            PmuRegister::Branch(BranchRegister::From(_)) | PmuRegister::Branch(BranchRegister::To(_))
+                if is_canonical(value) =>
+            {
+                return Ok(value);
+            }
+            PmuRegister::Branch(BranchRegister::From(_)) | PmuRegister::Branch(BranchRegister::To(_)) => {
+                return Err(Fault::Reserved(value));
+            }
+            PmuRegister::Branch(BranchRegister::Info(_)) => BRANCH_INFO,
         };
         if intel { only(legal, value) } else { Ok(value & legal) }
     }
@@ -453,6 +491,8 @@ impl PmuView {
                 Passed { read, write: false }
             }
             PmuRegister::Capabilities => none,
+            // Entry and exit switch what records: no branch of the host is in the records.
+            PmuRegister::Branch(_) => all,
         }
     }
 }

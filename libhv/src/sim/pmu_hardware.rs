@@ -141,6 +141,14 @@ impl PmuHardware for Processor {
         }
     }
 
+    fn switches_branch_control(&self) -> bool {
+        self.vendor == Vendor::Intel
+    }
+
+    fn switch_branch_control(&mut self, on: bool) {
+        self.switch_lbr_control(on.then_some(0));
+    }
+
     fn pass_rdpmc(&mut self, pass: bool) {
         self.passes_rdpmc = pass;
     }

@@ -21,9 +21,8 @@ use crate::emulate::{Emulator, PagingFeatures};
 use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::memory::GuestMemory;
 use crate::pmu::emulated::{EmulatedPmu, answers};
-use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
 use crate::pmu::paravirt::Paravirt;
-use crate::pmu::{Pmu, PmuCapability, PmuPolicy};
+use crate::pmu::{Pmu, PmuCapability, PmuPolicy, PmuView};
 use crate::registers::{EntryState, GuestState};
 use crate::time::Tsc;
 use crate::trace::Trace;
@@ -145,13 +144,13 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         let pmu = pmu.filter(|pmu| !Pmu::<P>::PRESENT || answers(pmu, &mut backend));
         let emulated = EmulatedPmu::decide(&policy, pmu.as_ref(), &backend);
         let mut pmu = Pmu::new(policy, pmu.filter(|_| !Pmu::<P>::EMULATED), &backend);
-        pmu.describe(&mut cpuid);
+        pmu.describe(&mut cpuid, host);
         if P::PARAVIRTUAL {
             paravirt::announce(&mut cpuid);
         }
         let view = emulated.as_ref().map(EmulatedPmu::view);
         if let Some(view) = view {
-            view.describe(&mut cpuid);
+            view.describe(&mut cpuid, host);
         }
         pmu.arrange(&mut backend);
         let control_rules = ControlRules::of(&cpuid);
@@ -161,8 +160,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         };
         let mut msrs =
             Msrs::new(&cpuid, &MsrSettings { tsc: settings.tsc, microcode: MICROCODE, arch_capabilities: 0 });
-        let freezes = view.map_or(pmu.freezes(), |view| view.debugctl_bits() & FREEZE_PERFMON_ON_PMI != 0);
-        msrs.show_performance_monitoring(pmu.view().is_some() || view.is_some(), freezes);
+        let view = pmu.view().or(view);
+        msrs.show_performance_monitoring(view.is_some(), view.map_or(0, PmuView::debugctl_bits));
         backend.own_cr4(control_rules.cr4);
         backend.load(entry);
         Self {

@@ -19,8 +19,6 @@ use crate::time::{Frequency, Tsc};
 const EFER_FFXSR: u64 = 1 << 14;
 /// IA32_DEBUGCTL.BTF: single-step on branches.
 const DEBUGCTL_BTF: u64 = 1 << 1;
-/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
-const DEBUGCTL_FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
 /// IA32_MISC_ENABLE bit 0: fast strings, which the guest may turn off without effect.
 const MISC_ENABLE_FAST_STRINGS: u64 = 1 << 0;
 /// IA32_MISC_ENABLE bit 7, read-only: performance monitoring is available.
@@ -193,12 +191,11 @@ impl Msrs {
         }
     }
 
-    /// Has IA32_MISC_ENABLE say whether there is performance monitoring, and IA32_DEBUGCTL take FREEZE_PERFMON_ON_PMI
-    /// where it `freezes`.
-    pub fn show_performance_monitoring(&mut self, present: bool, freezes: bool) {
+    /// Has IA32_MISC_ENABLE say whether there is performance monitoring, and IA32_DEBUGCTL take these bits of its own.
+    pub fn show_performance_monitoring(&mut self, present: bool, debugctl: u64) {
         let available = if present { MISC_ENABLE_PERFORMANCE_MONITORING } else { 0 };
         self.misc_enable_fixed = MISC_ENABLE_UNAVAILABLE | available;
-        self.debugctl = DEBUGCTL_BTF | if freezes { DEBUGCTL_FREEZE_PERFMON_ON_PMI } else { 0 };
+        self.debugctl = DEBUGCTL_BTF | debugctl;
     }
 
     /// Returns what the guest's time-stamp counter is ahead of the host's, modulo 2^64.

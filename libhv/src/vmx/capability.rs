@@ -220,6 +220,10 @@ impl Capabilities {
             (false, _) => GlobalControlMeans::Missing,
         }
     }
+    /// Returns whether entries load IA32_LBR_CTL, and exits save and clear it.
+    pub fn switches_branch_control(&self) -> bool {
+        self.raw.entry.has(EntryControls::LOAD_LBR_CTL.0) && self.raw.exit.has(ExitControls::CLEAR_LBR_CTL.0)
+    }
     /// Returns how many MSRs a list of them for entries and exits may have (SDM Vol. 3D App. A.6).
     pub fn msr_list_limit(&self) -> usize {
         512 * (1 + self.raw.misc.get_bits(25..28) as usize)

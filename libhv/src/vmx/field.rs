@@ -133,6 +133,7 @@ fields! {
     GUEST_EFER: u64, Guest = 0x2806;
     GUEST_PERF_GLOBAL_CTRL: u64, Guest = 0x2808;
     GUEST_PDPTE0: u64, Guest = 0x280A;
+    GUEST_LBR_CTL: u64, Guest = 0x2816;
     GUEST_ES_LIMIT: u32, Guest = 0x4800;
     GUEST_GDTR_LIMIT: u32, Guest = 0x4810;
     GUEST_IDTR_LIMIT: u32, Guest = 0x4812;

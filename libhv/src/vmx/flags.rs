@@ -114,6 +114,8 @@ flags! {
         LOAD_EFER = 21;
         /// What is left on the preemption timer is saved.
         SAVE_PREEMPTION_TIMER = 22;
+        /// IA32_LBR_CTL is cleared.
+        CLEAR_LBR_CTL = 26;
         /// IA32_PERF_GLOBAL_CTRL is saved; not before Sapphire Rapids.
         SAVE_PERF_GLOBAL_CTRL = 30;
     }
@@ -132,6 +134,8 @@ flags! {
         LOAD_PAT = 14;
         /// IA32_EFER is loaded.
         LOAD_EFER = 15;
+        /// IA32_LBR_CTL is loaded.
+        LOAD_LBR_CTL = 21;
     }
 }
 

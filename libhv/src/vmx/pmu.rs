@@ -89,6 +89,16 @@ impl PmuHardware for Vmx {
         }
     }
 
+    fn switches_branch_control(&self) -> bool {
+        self.capabilities.switches_branch_control()
+    }
+
+    fn switch_branch_control(&mut self, on: bool) {
+        if self.switches_branch_control() {
+            self.vmcs.switch_branch_control(on);
+        }
+    }
+
     fn pass_rdpmc(&mut self, pass: bool) {
         self.vmcs.intercept_rdpmc(!pass);
     }

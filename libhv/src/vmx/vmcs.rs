@@ -249,6 +249,18 @@ impl Vmcs {
         }
     }
 
+    /// Has entries load IA32_LBR_CTL, with 0 at first, and exits save and clear it; or no longer. The processor has the
+    /// controls.
+    pub(super) fn switch_branch_control(&mut self, on: bool) {
+        let exit = ExitControls(self.read(field::EXIT_CONTROLS)).with(ExitControls::CLEAR_LBR_CTL, on);
+        let entry = EntryControls(self.read(field::ENTRY_CONTROLS)).with(EntryControls::LOAD_LBR_CTL, on);
+        if on {
+            self.write(field::GUEST_LBR_CTL, 0);
+        }
+        // SAFETY: these say which branches are recorded in registers, nothing else.
+        unsafe { self.assign(&[field::EXIT_CONTROLS.of(exit.0), field::ENTRY_CONTROLS.of(entry.0)]) }
+    }
+
     /// Has exits load the MSRs of `list`, which is where the host's bit of IA32_DEBUGCTL comes back from.
     ///
     /// # Safety

@@ -378,6 +378,7 @@ impl EmulatedPmu {
             }
             PmuRegister::InUse => self.view.in_use(&self.selectors, FixedControl(self.fixed_control)),
             PmuRegister::StatusReset | PmuRegister::StatusSet => 0,
+            PmuRegister::Branch(_) => return None,
             PmuRegister::Capabilities => self.view.perf_capabilities(),
         })
     }
@@ -417,7 +418,9 @@ impl EmulatedPmu {
             PmuRegister::GlobalControl => self.global_control = value,
             PmuRegister::StatusReset => self.status &= !value,
             PmuRegister::StatusSet => self.status |= value,
-            PmuRegister::GlobalStatus | PmuRegister::InUse | PmuRegister::Capabilities => return None,
+            PmuRegister::GlobalStatus | PmuRegister::InUse | PmuRegister::Capabilities | PmuRegister::Branch(_) => {
+                return None;
+            }
         }
         self.masks = CreditMasks::of(self.view.guest(), &self.permitted, FixedControl(self.permitted_fixed));
         self.enable(hardware);

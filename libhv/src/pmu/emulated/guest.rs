@@ -9,7 +9,6 @@ use crate::pmu::credit::Retired;
 use crate::pmu::policy::{Means, PmuPolicy};
 use crate::pmu::registers::{Maker, PmuRegister};
 use crate::pmu::view::PmuView;
-use crate::vcpu::cpuid::{CpuidTable, Feature};
 
 /// Returns whether a processor's counters hold what is written to them. AMD's processors have counters without CPUID
 /// saying so; one that is itself emulated may have none. Nothing counts meanwhile.
@@ -24,20 +23,6 @@ pub fn answers(pmu: &PmuCapability, hardware: &mut impl PmuHardware) -> bool {
     let after = hardware.read_pmu(register);
     hardware.write_pmu(register, before);
     after == PATTERN
-}
-
-impl PmuView {
-    /// Has CPUID tell the guest of its PMU.
-    pub fn describe(&self, cpuid: &mut CpuidTable) {
-        cpuid.replace(0xA, self.cpuid_leaf_0a());
-        if self.shows_capabilities() {
-            cpuid.offer(Feature::PDCM);
-        }
-        if self.shows_core_extensions() {
-            cpuid.offer(Feature::PERF_CTR_EXT_CORE);
-        }
-        cpuid.replace(0x8000_0022, self.cpuid_leaf_8000_0022());
-    }
 }
 
 impl EmulatedPmu {

@@ -218,6 +218,7 @@ impl State {
             StatusSet => self.pmu.has_status_set(),
             InUse => intel && self.pmu.version >= 4,
             Capabilities => intel,
+            Branch(_) => false,
         }
     }
 }

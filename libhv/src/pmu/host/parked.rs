@@ -33,7 +33,8 @@ impl<H: PmuHardware> PmuHardware for Parked<'_, H> {
             PmuRegister::GlobalStatus => self.bank.global_status,
             PmuRegister::StatusReset | PmuRegister::StatusSet => 0,
             PmuRegister::InUse => in_use(self.bank),
-            PmuRegister::Capabilities => self.hardware.read_pmu(register),
+            // Records stay in the processor: the host has no use for them.
+            other => self.hardware.read_pmu(other),
         }
     }
 
@@ -47,6 +48,7 @@ impl<H: PmuHardware> PmuHardware for Parked<'_, H> {
             PmuRegister::StatusReset => self.bank.global_status &= !value,
             PmuRegister::StatusSet => self.bank.global_status |= value,
             PmuRegister::GlobalStatus | PmuRegister::InUse | PmuRegister::Capabilities => {}
+            other => self.hardware.write_pmu(other, value),
         }
     }
 
@@ -65,6 +67,12 @@ impl<H: PmuHardware> PmuHardware for Parked<'_, H> {
     }
     fn set_guest_global_control(&mut self, value: u64) {
         self.hardware.set_guest_global_control(value);
+    }
+    fn switches_branch_control(&self) -> bool {
+        self.hardware.switches_branch_control()
+    }
+    fn switch_branch_control(&mut self, on: bool) {
+        self.hardware.switch_branch_control(on);
     }
     fn pass_rdpmc(&mut self, pass: bool) {
         self.hardware.pass_rdpmc(pass);

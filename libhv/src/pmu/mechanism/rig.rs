@@ -78,6 +78,9 @@ impl PmuHardware for Registers {
             self.guest_control = value;
         }
     }
+    fn switches_branch_control(&self) -> bool {
+        self.maker == Maker::Intel
+    }
     fn pass_rdpmc(&mut self, pass: bool) {
         self.passes_rdpmc = pass;
     }
@@ -169,7 +172,9 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) fn intel(config: intel::Config) -> Self {
         let leaf = config.leaf_0a();
-        let capability = capability_of(0x0000_000A, &[(0xA, leaf), (1, [0, 0, 1 << 15, 0])], config.capabilities());
+        let records = u32::from(config.lbr_depth != 0) << 19;
+        let leaves = [(0xA, leaf), (1, [0, 0, 1 << 15, 0]), (7, [0, 0, 0, records]), (0x1C, config.leaf_1c())];
+        let capability = capability_of(0x1C, &leaves, config.capabilities());
         Self::new(SimPmu::new(Config::Intel(config)), Maker::Intel, GlobalSwitch::Hardware, capability)
     }
 

@@ -359,3 +359,23 @@ mod on_amd {
         assert_eq!(rig.rdmsr(&mut guest, 0xC001_020C), Err(Fault));
     }
 }
+
+/// Last-branch records go with their guest, and no other guest sees them.
+#[test]
+fn branch_records_go_with_their_guest() {
+    const FROM: u32 = 0x1500;
+    let mut rig = Rig::intel(intel::Config { lbr_depth: 8, ..intel::Config::default() });
+    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+    rig.resume(&mut one);
+    for n in 0..4 {
+        rig.wrmsr(&mut one, FROM + n, 0x1000 + u64::from(n)).expect("legal");
+    }
+    rig.pause(&mut one);
+    rig.resume(&mut other);
+    assert_eq!((0..8).map(|n| rig.rdmsr(&mut other, FROM + n)).filter(|from| *from != Ok(0)).count(), 0);
+    rig.wrmsr(&mut other, FROM + 7, 0x2000).expect("legal");
+    rig.pause(&mut other);
+    rig.resume(&mut one);
+    assert_eq!([0, 3, 7].map(|n| rig.rdmsr(&mut one, FROM + n)), [Ok(0x1000), Ok(0x1003), Ok(0)]);
+    assert_eq!((one.exits, other.exits), (0, 0));
+}

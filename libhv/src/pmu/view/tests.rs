@@ -14,6 +14,7 @@ struct Said {
     pdcm: bool,
     capabilities: u64,
     core_extensions: bool,
+    leaf_1c: Leaf,
 }
 
 impl Said {
@@ -25,6 +26,8 @@ impl Said {
             pdcm: view.shows_capabilities(),
             capabilities: view.perf_capabilities(),
             core_extensions: view.shows_core_extensions(),
+            // A processor with all depths and filters.
+            leaf_1c: if view.shows_lbr() { view.cpuid_leaf_1c([0xFF, 7, 7, 0]) } else { [0; 4] },
         }
     }
     fn version(&self) -> u32 {
@@ -52,6 +55,11 @@ impl Said {
         ((1 << self.counters()) - 1) | (self.fixed_mask() << 32)
     }
 
+    /// The one depth that is shown.
+    fn records(&self) -> u32 {
+        8 * (32 - (self.leaf_1c[0] & 0xFF).leading_zeros())
+    }
+
     /// What a write keeps; `None` is #GP.
     fn write(&self, msr: u32, value: u64) -> Option<u64> {
         let below = |width: u32| (1u64 << (width - 1) << 1).wrapping_sub(1);
@@ -71,6 +79,7 @@ impl Said {
         }
         let control = || (0..8).filter(|n| self.has_fixed(*n)).fold(0, |bits, n| bits | 0b1011 << (4 * n));
         let status = self.enables() | 3 << 61 | if version >= 4 { 3 << 58 } else { 0 };
+        let canonical = ((value as i64) << 16 >> 16 == value as i64).then_some(value);
         let full_width = self.pdcm && self.capabilities >> 13 & 1 != 0;
         match msr {
             0xC1.. if msr - 0xC1 < counters => Some(i64::from(value as i32) as u64 & below(self.width())),
@@ -81,6 +90,11 @@ impl Said {
             0x38F if version >= 2 => only(self.enables()),
             0x390 if version >= 2 => only(status | 1 << 63),
             0x391 if version >= 4 => only(status),
+            0x14CE if self.records() != 0 => only(0x7F_000F),
+            0x14CF if self.records() != 0 => (value == self.records().into()).then_some(value),
+            0x1200.. if msr - 0x1200 < self.records() => only(0xFF00_0000_0000_FFFF),
+            0x1500.. if msr - 0x1500 < self.records() => canonical,
+            0x1600.. if msr - 0x1600 < self.records() => canonical,
             _ => None,
         }
     }
@@ -89,6 +103,7 @@ impl Said {
             0x345 => self.intel && self.pdcm,
             0x38E => self.intel && self.version() >= 2,
             0x392 => self.intel && self.version() >= 4,
+            0x14CF => self.records() != 0,
             0xC000_0300 => !self.intel && self.version() >= 2,
             _ => false,
         };
@@ -172,7 +187,8 @@ pub(in crate::pmu) fn any_view() -> impl Strategy<Value = PmuView> {
 /// Every number that a register of some PMU has, and those next to them.
 fn numbers() -> impl Iterator<Item = u32> {
     let low = (0xC0..=0xD0).chain(0x180..=0x1AF).chain(0x1D9..=0x1DA).chain(0x300..=0x3FF).chain(0x4B0..=0x4E0);
-    low.chain([0x600, 0x14CE, 0x14CF]).chain(0xC000_02F0..=0xC000_0310).chain(0xC000_FFF0..=0xC001_0240)
+    let records = (0x11F0..=0x1250).chain(0x14F0..=0x1550).chain(0x15F0..=0x1650);
+    low.chain([0x600, 0x14CE, 0x14CF]).chain(records).chain(0xC000_02F0..=0xC000_0310).chain(0xC000_FFF0..=0xC001_0240)
 }
 
 /// A value that is legal now and then.

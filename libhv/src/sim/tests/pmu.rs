@@ -215,3 +215,23 @@ fn without_a_policy_there_is_no_pmu() {
         }
     }
 }
+
+/// The architectural last-branch records are the guest's: it reads its own branches, and none of the host's, without an
+/// exit.
+#[test]
+fn a_guest_reads_its_own_branches_and_none_of_the_hosts() {
+    const CONTROL: u32 = 0x14CE;
+    const DIRECT_CALLS: u64 = 1 | 1 << 1 | 1 << 19;
+    let [mut registers, _] = both();
+    registers.config = Config::Intel(intel::Config { lbr_depth: 16, ..intel::Config::default() });
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(CONTROL, DIRECT_CALLS);
+    let call = program.here();
+    program.ops(&[Op::Call(0x3000), Op::Cpuid]).wrmsr(CONTROL, 0).rdmsr(0x1500);
+    program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
+    program.continue_at(0x3000).ops(&[Op::Return]);
+    let ran = run(Passthrough::new(), registers, 0, &program);
+    assert_eq!(ran.value, call);
+    assert_eq!(ran.exits, 1, "CPUID alone; OUT is the end");
+    assert_eq!(ran.machine.pmu(|pmu| pmu.host_read(0x1500)), 0, "nothing stays when the guest has ended");
+}

@@ -120,6 +120,8 @@ impl Feature {
     /// Logical processors of the package are cores (APM Vol. 3 App. E.4.2).
     pub const CMP_LEGACY: Self = Self { leaf: 0x8000_0001, subleaf: 0, register: Register::Ecx, bit: 1 };
 
+    /// Architectural last-branch records, where the guest's PMU has them.
+    pub const ARCH_LBR: Self = Self { leaf: 7, subleaf: 0, register: Register::Edx, bit: 19 };
     /// IA32_PERF_CAPABILITIES exists, where the guest's PMU has it.
     pub const PDCM: Self = Self { leaf: 1, subleaf: 0, register: Register::Ecx, bit: 15 };
     /// Six performance counters with registers of their own (APM Vol. 3 App. E.4.2), where the guest's PMU has them.

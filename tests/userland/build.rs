@@ -6,4 +6,5 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/workload.s");
+    println!("cargo::rerun-if-changed=src/tiles.s");
 }

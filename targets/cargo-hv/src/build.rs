@@ -60,13 +60,13 @@ pub(crate) fn guest(name: &str) -> Result<PathBuf> {
     if file.is_file() { Ok(file) } else { Err(Failure::request(format!("no test guest is called {name}"))) }
 }
 
-/// Compiles the Linux program `workload` of [`USERLAND`] and gives its ELF file.
-pub(crate) fn workload() -> Result<PathBuf> {
+/// Compiles the Linux programs of [`USERLAND`] and gives the ELF file of `program`.
+pub(crate) fn userland(program: &str) -> Result<PathBuf> {
     let folder = place::root().join("target/userland");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(place::root()).args(["build", "--quiet", "--release", "--package", USERLAND]);
     command::output(cargo.arg("--target-dir").arg(&folder), BUILD)?;
-    Ok(folder.join("release/workload"))
+    Ok(folder.join("release").join(program))
 }
 
 /// `cargo hv build`: compiles the images named, or all, and prints the paths of their ELF files.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use crate::cpio::Archive;
 use crate::machine::{Protocol, bytes};
 use crate::status::{Doing, Failure, Result};
 use crate::{build, guests, perf};
@@ -31,17 +32,30 @@ pub(crate) fn kernel(word: &str, scratch: &Path) -> Result<Payload> {
     Ok(Payload { file: build::guest(word)?, bare: Protocol::Multiboot })
 }
 
-/// Finds or makes an initial file system: `busybox`, `perf`, `zeros:SIZE`, or the path of a file.
+/// Finds or makes an initial file system: `busybox`, `perf`, `tiles`, `zeros:SIZE`, or the path of a file.
 pub(crate) fn initrd(word: &str, scratch: &Path) -> Result<PathBuf> {
     match word {
         guests::BUSYBOX => return guests::initrd(),
         perf::PERF => return perf::initrd(),
+        TILES => return tiles(scratch),
         _ => {}
     }
     match made(word, scratch)? {
         Some(file) => Ok(file),
         None => existing(word),
     }
+}
+
+/// The initial file system with the Linux program of this name as the first process, and nothing else.
+const TILES: &str = "tiles";
+
+fn tiles(scratch: &Path) -> Result<PathBuf> {
+    let program = build::userland(TILES)?;
+    let mut archive = Archive::default();
+    archive.file("init", 0o755, &fs::read(&program).doing(program.display())?);
+    let file = scratch.join("tiles.cpio");
+    fs::write(&file, archive.finish()).doing(file.display())?;
+    Ok(file)
 }
 
 /// Files of a kind that are made on the spot.

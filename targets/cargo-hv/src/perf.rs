@@ -43,7 +43,7 @@ pub(crate) fn has_perf() -> bool {
 /// on the kernel's command line names and powers off; its head says what there is.
 pub(crate) fn initrd() -> Result<PathBuf> {
     let perf = perf()?;
-    let workload = build::workload()?;
+    let workload = build::userland("workload")?;
     let workload = fs::read(&workload).doing(workload.display())?;
     let name = format!("initrd-perf-{}", place::key([guests::INIT, SCRIPT, &format!("{workload:x?}")]));
     let folder = place::cached(&name, |folder| {

@@ -82,6 +82,9 @@ unsafe fn lengths() -> Outcome {
             let expected = Tile::pattern(0x11);
             let tile0 = &area.bytes()[size - 8192..][..1024];
             check(tile0 == &expected.0[..], "TILEDATA does not end where the area ends")?;
+            // In both formats nothing lies between the two, and both start at a multiple of 64.
+            let configuration = &area.bytes()[size - 8192 - 64..][..64];
+            check(configuration == &tiles::CONFIGURATION.0[..], "TILECFG is not before TILEDATA")?;
             check(size <= AREA_BYTES, "the area is too small for the test")?;
         }
     }

@@ -142,6 +142,7 @@ fn request(machine: &str, kernel: &str, timeout: u64) -> cli::Run {
         bare: false,
         deterministic: true,
         emulator: Vec::new(),
+        environment: Vec::new(),
         elf: None,
     }
 }

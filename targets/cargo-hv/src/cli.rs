@@ -106,9 +106,19 @@ pub(crate) struct Run {
     /// One more setting for the emulator: an argument of QEMU, a line of a Bochs configuration
     #[arg(long, value_name = "SETTING", allow_hyphen_values = true)]
     pub(crate) emulator: Vec<String>,
+    /// One more variable of the emulator's environment; `targets/bochs/README.md` lists those of the machine vmx
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) environment: Vec<(String, String)>,
     /// An image that is built already, instead of one of this repository
     #[arg(long, value_name = "ELF")]
     pub(crate) elf: Option<PathBuf>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not NAME=VALUE")),
+    }
 }
 
 /// What the guest is made of.

@@ -1,5 +1,6 @@
 //! The machines images run on: files of settings in `targets/machines`, read and filled in.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ pub(crate) struct Machine {
     settings: Vec<String>,
     /// More of them, that make every run the same.
     deterministic: Vec<String>,
+    /// Variables of the emulator's environment.
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
     /// MiB the machine has more than its guest.
     pub(crate) headroom: u64,
     /// This computer's own processor, through KVM with nested virtualization.
@@ -115,6 +119,8 @@ pub(crate) struct Job {
     pub(crate) deterministic: bool,
     /// More settings for the emulator, after the machine's own.
     pub(crate) extra: Vec<String>,
+    /// More variables of the emulator's environment, after the machine's own.
+    pub(crate) environment: Vec<(String, String)>,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -124,6 +130,11 @@ impl Job {
         let mut settings = self.machine.settings(self.memory, self.cpus, self.deterministic);
         settings.extend(self.extra.iter().cloned());
         settings
+    }
+
+    /// All variables that the machine and the job add to the emulator's environment; of two with one name the last counts.
+    pub(crate) fn environment(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.machine.environment.iter().chain(self.environment.iter().map(|pair| (&pair.0, &pair.1)))
     }
 
     /// Whether the guest runs straight on the machine, so that no word of a hypervisor can be expected.

@@ -54,6 +54,7 @@ mod tests {
             cpus: 1,
             deterministic: false,
             extra: Vec::new(),
+            environment: Vec::new(),
             timeout: None,
         };
         let arguments = arguments(&job, Com1::Stdio, Path::new("/tmp/com2"));

@@ -65,6 +65,7 @@ pub(crate) fn job(request: &cli::Run, scratch: &Path) -> Result<Job> {
         cpus: request.cpus,
         deterministic: request.deterministic,
         extra: request.emulator.clone(),
+        environment: request.environment.clone(),
         timeout: request.timeout.map(Duration::from_secs),
         machine,
     })

@@ -1,5 +1,7 @@
 //! The rows of `tests/scenarios.toml`, and the judgement of what came of one.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use crate::cli;
@@ -35,6 +37,8 @@ pub(crate) struct Scenario {
     processors: u32,
     #[serde(default)]
     emulator: Vec<String>,
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
     timeout: u64,
     #[serde(default)]
     status: u8,
@@ -107,6 +111,7 @@ impl Scenario {
             bare: self.bare,
             deterministic: true,
             emulator: self.emulator.clone(),
+            environment: self.environment.clone().into_iter().collect(),
             elf: None,
         })
     }

@@ -140,7 +140,7 @@ struct Guest {
 
 fn start_qemu(job: &Job, com2: &Path, log: &Path, typing: bool, to_us: Sender<Vec<u8>>) -> Result<(Leashed, Guest)> {
     let mut command = tied_to_us(Path::new(qemu::PROGRAM));
-    command.args(qemu::arguments(job, Com1::Stdio, com2));
+    command.args(qemu::arguments(job, Com1::Stdio, com2)).envs(job.environment());
     command.stdin(if typing { Stdio::piped() } else { Stdio::null() });
     let mut child = Leashed(spawn(command.stdout(Stdio::piped()).stderr(File::create(log).doing(log.display())?))?);
     if let Some(stdout) = child.0.stdout.take() {
@@ -168,7 +168,8 @@ fn start_bochs(
     std::fs::write(&configuration, bochs::configuration(bochs, job, &iso, line, com2, log)).doing("writing bochsrc")?;
     File::create(&com1).doing("making a file for COM1")?;
     let mut command = tied_to_us(&bochs.program);
-    command.arg("-q").arg("-f").arg(&configuration).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("-q").arg("-f").arg(&configuration).envs(job.environment());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = Leashed(spawn(&mut command)?);
     let Some(terminal) = terminal else {
         return Ok((child, Guest { keys: None, tail: Some(Tail::new(&com1)) }));

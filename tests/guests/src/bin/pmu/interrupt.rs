@@ -2,6 +2,7 @@
 
 use crate::unit::*;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use guests::boot::number;
 use guests::cpu::{self, rdmsr, wrmsr};
 use guests::interrupts::{self, Frame, count, last_rip, on};
 use guests::lapic::{self, MASKED, register::LVT_PMC};
@@ -23,12 +24,19 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("pmu-interrupt-comes-where-it-overflows", place);
     tests.run("pmu-interrupt-as-nmi", as_nmi);
     tests.run("pmu-masked-entry-keeps-the-status", masked);
-    tests.run("pmu-one-interrupt-after-the-other", again);
+    if skid() == 0 {
+        tests.run("pmu-one-interrupt-after-the-other", again);
+    }
     tests.run("pmu-freeze", freeze);
     interrupts::off(VECTOR);
     interrupts::off(NMI);
     lapic::write(LVT_PMC, MASKED | 0xfe);
     clear();
+}
+
+/// Instructions that retire between an overflow and its interrupt on this machine.
+pub(crate) fn skid() -> u64 {
+    number("skid").unwrap_or(0)
 }
 
 /// What LVTPC held when the interrupt was served.
@@ -67,16 +75,16 @@ unsafe fn overflow() -> Outcome {
     // The last value is no overflow yet; the next event is.
     clear();
     program(0, INSTRUCTIONS, LAST - STOP);
-    pmu_sled_none();
+    start_and_stop();
     same("at the last value", general(0), LAST)?;
     same("no status", rdmsr(STATUS), 0u64)?;
-    pmu_sled_none();
+    start_and_stop();
     same("after it", general(0), STOP - 1)?;
     same("status", rdmsr(STATUS), 1u64)
 }
 
-/// The start and the stop, and nothing between but a loop of no branch taken: two instructions less than one turn.
-unsafe fn pmu_sled_none() {
+/// Starts and stops: the four instructions of the stop count.
+unsafe fn start_and_stop() {
     core::arch::asm!(
         "wrmsr", "xor eax, eax", "xor edx, edx", "mov ecx, 0x38f", "wrmsr",
         inout("ecx") GLOBAL_CTRL => _, inout("eax") 1 => _, inout("edx") 0 => _,
@@ -132,16 +140,16 @@ unsafe fn fixed_interrupt() -> Outcome {
     same("status", rdmsr(STATUS), 1u64 << 32)
 }
 
-/// Without a skid the interrupt comes between the instruction that overflows and the next one.
+/// Without a skid the interrupt comes between the instruction that overflows and the next one; `skid=N` is the machine's.
 unsafe fn place() -> Outcome {
     let first = pmu_sled_first as *const () as u64;
-    for events in [2, 3, 17, 50, 99] {
+    for events in [2, 3, 17, 50, 90] {
         prepare(u32::from(VECTOR));
         // STI counts, and holds off interrupts for one instruction.
         program(0, INSTRUCTIONS | INT, LAST + 1 - 1 - events);
         pmu_sled(1);
         same("interrupts", count(VECTOR), 1u64)?;
-        same("at the instruction", last_rip(VECTOR).wrapping_sub(first), events)?;
+        same("at the instruction", last_rip(VECTOR).wrapping_sub(first), events + skid())?;
     }
     Ok(())
 }
@@ -206,8 +214,8 @@ unsafe fn freeze() -> Outcome {
     let (later, interrupts) = (general(1), count(VECTOR));
     wrmsr(DEBUGCTL, 0);
     same("status", status, CTR_FRZ | 1)?;
-    same("the counter that overflowed", stopped[0], 0u64)?;
-    same("the other", stopped[1], 100u64)?;
+    same("the counter that overflowed", stopped[0], skid())?;
+    same("the other", stopped[1], 100 + skid())?;
     same("interrupts", interrupts, 1u64)?;
-    same("after the thaw", later, 100 + 2 * TURNS + STOP)
+    same("after the thaw", later, 100 + skid() + 2 * TURNS + STOP)
 }

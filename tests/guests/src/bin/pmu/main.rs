@@ -10,6 +10,8 @@ mod interrupt;
 mod registers;
 mod unit;
 mod user;
+mod vmx;
+mod world;
 
 use guests::report::Tests;
 use guests::{lapic, main, say};
@@ -25,6 +27,7 @@ unsafe fn run() -> ! {
     events::run(&mut tests);
     interrupt::run(&mut tests);
     user::run(&mut tests);
+    world::run(&mut tests);
     tests.finish()
 }
 

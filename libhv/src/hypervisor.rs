@@ -123,7 +123,7 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         let mut vcpu = Vcpu::with_pmu(backend, self.appliance, self.pmu, counters, 0, &HostCpuid, &settings, &entry);
         crate::log!("bench kept-memory {} bytes", machine.kept());
         if Pmu::<P>::PRESENT {
-            crate::log!("what the guest gets of the PMU:\n{}", vcpu.pmu().report());
+            crate::log!("what the guest gets of the PMU:\n{}", vcpu.pmu_report());
         }
         let entry_tsc = machine.entry_tsc();
         let host = machine.processor();
@@ -131,7 +131,7 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host });
         crate::log!("exits of the guest:\n{}", vcpu.trace());
         if Pmu::<P>::PRESENT {
-            crate::log!("pmu {}", vcpu.pmu().counts());
+            crate::log!("pmu {}", vcpu.pmu_counts());
         }
         outcome
     }

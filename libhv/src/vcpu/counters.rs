@@ -4,10 +4,11 @@
 use super::{Appliance, Backend, Vcpu, World};
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
+use crate::pmu::emulated::EmulatedPmu;
 use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
 use crate::pmu::paravirt::Paravirt;
 use crate::pmu::state::{State, StateError};
-use crate::pmu::{Pmu, PmuPolicy, Retired};
+use crate::pmu::{Pmu, PmuCounts, PmuPolicy, PmuReport, Retired};
 use crate::registers::ControlRegister;
 use crate::time::Tsc;
 
@@ -125,6 +126,16 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if self.pmu.retire(retired, &mut self.backend, freezes) {
             self.interrupt_by_pmu(world);
         }
+    }
+
+    /// Reports what the guest gets of the PMU and what it does not, and why.
+    pub fn pmu_report(&self) -> PmuReport {
+        self.emulated.as_ref().map_or_else(|| self.pmu.report(), |emulated| PmuReport::new(Ok(*emulated.view())))
+    }
+
+    /// Returns what has happened to the guest's PMU.
+    pub fn pmu_counts(&self) -> PmuCounts {
+        self.emulated.as_ref().map_or_else(|| self.pmu.counts(), EmulatedPmu::counts)
     }
 
     /// RDMSR of a register of the PMU; `None` for #GP.

@@ -4,6 +4,7 @@ use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
 use crate::pmu::bank::{Bank, counter_register, selector_register};
 use crate::pmu::capability::{FULL_WIDTH_WRITES, PmuCapability};
 use crate::pmu::credit::{CreditMasks, Retired};
+use crate::pmu::mechanism::PmuCounts;
 use crate::pmu::policy::PmuPolicy;
 use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::pmu::view::PmuView;
@@ -33,11 +34,11 @@ enum Backing {
 
 /// One counter.
 #[derive(Clone, Copy, Debug)]
-struct Counter {
-    index: CounterIndex,
+pub(super) struct Counter {
+    pub(super) index: CounterIndex,
     /// Its bits.
-    mask: u64,
-    value: u64,
+    pub(super) mask: u64,
+    pub(super) value: u64,
     backing: Backing,
     /// The processor's counter when `value` was brought up to date.
     held: u64,
@@ -49,7 +50,7 @@ pub struct EmulatedPmu {
     view: PmuView,
     /// The processor's PMU, where it can be told to count the guest alone.
     processor: Option<PmuCapability>,
-    counters: [Counter; 2 * COUNT],
+    pub(super) counters: [Counter; 2 * COUNT],
     /// As the guest wrote them.
     selectors: [u64; COUNT],
     fixed_control: u64,
@@ -59,11 +60,12 @@ pub struct EmulatedPmu {
     permitted: [u64; COUNT],
     permitted_fixed: u64,
     /// A bit for each counter, as in IA32_PERF_GLOBAL_CTRL, that the clock moves.
-    ticking: u64,
-    entered: Tsc,
+    pub(super) ticking: u64,
+    pub(super) entered: Tsc,
     freezes: bool,
     interrupt: bool,
     masks: CreditMasks,
+    counts: PmuCounts,
     /// The processor's LVTPC lets interrupts through.
     routed: bool,
 }
@@ -114,6 +116,7 @@ impl EmulatedPmu {
             freezes: false,
             interrupt: false,
             masks: CreditMasks::default(),
+            counts: PmuCounts::default(),
             routed: false,
             view,
         }
@@ -154,15 +157,14 @@ impl EmulatedPmu {
         Bank::default().put(&pmu, &present, hardware);
     }
 
-    /// Returns whether the clock moves any counter.
-    #[inline]
-    pub fn ticks(&self) -> bool {
-        self.ticking != 0
-    }
-
     /// Tells whether IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI is set.
     pub fn set_freezes(&mut self, freezes: bool) {
         self.freezes = freezes;
+    }
+
+    /// Returns what has happened: interrupts given to the guest, and events credited.
+    pub fn counts(&self) -> PmuCounts {
+        self.counts
     }
 
     /// Returns whether the processor's counters are used.
@@ -217,7 +219,7 @@ impl EmulatedPmu {
         }
     }
 
-    fn interrupts(&self, index: CounterIndex) -> bool {
+    pub(super) fn interrupts(&self, index: CounterIndex) -> bool {
         match index {
             CounterIndex::General(n) => EventSelector(self.selectors[usize::from(n) % COUNT]).interrupts(),
             CounterIndex::Fixed(n) => FixedControl(self.fixed_control).interrupts(n),
@@ -307,7 +309,7 @@ impl EmulatedPmu {
     }
 
     /// Adds to a counter what has happened. Returns the bit in IA32_PERF_GLOBAL_STATUS when it has run over.
-    fn add(&mut self, at: usize, happened: u64) -> u64 {
+    pub(super) fn add(&mut self, at: usize, happened: u64) -> u64 {
         let counter = &mut self.counters[at];
         let sum = counter.value.wrapping_add(happened);
         let over = sum > counter.mask || sum < happened;
@@ -316,7 +318,7 @@ impl EmulatedPmu {
     }
 
     /// Takes down that counters have run over.
-    fn run_over(&mut self, bits: u64, hardware: &mut impl PmuHardware) {
+    pub(super) fn run_over(&mut self, bits: u64, hardware: &mut impl PmuHardware) {
         if bits == 0 {
             return;
         }
@@ -454,6 +456,7 @@ impl EmulatedPmu {
         for at in 0..self.counters.len() {
             let counter = self.counters[at];
             if counters >> counter.index.bit() & 1 != 0 && counter.backing != Backing::Nothing {
+                self.counts.credited += 1;
                 over |= self.bring(at, hardware) | self.add(at, 1);
                 self.back(at, hardware);
             }
@@ -461,45 +464,17 @@ impl EmulatedPmu {
         self.run_over(over, hardware);
     }
 
-    /// The guest is entered: its clock runs.
-    #[inline]
-    pub fn on_entry(&mut self, now: Tsc) {
-        self.entered = now;
-    }
-
-    /// The guest has left: its clock stands still.
-    #[inline]
-    pub fn on_exit(&mut self, now: Tsc, hardware: &mut impl PmuHardware) {
-        if self.ticking != 0 {
-            self.tick(now.since(self.entered), hardware);
-        }
-    }
-
-    fn tick(&mut self, ticks: u64, hardware: &mut impl PmuHardware) {
-        let mut over = 0;
-        for at in 0..self.counters.len() {
-            if self.ticking >> self.counters[at].index.bit() & 1 != 0 {
-                over |= self.add(at, ticks);
-            }
-        }
-        self.run_over(over, hardware);
-    }
-
-    /// Returns when, in a guest that is entered now and stays, the clock makes a counter interrupt.
-    #[inline]
-    pub fn deadline(&self, now: Tsc) -> Option<Tsc> {
-        if self.ticking == 0 {
-            return None;
-        }
-        let ticking = self.counters.iter().filter(|counter| self.ticking >> counter.index.bit() & 1 != 0);
-        let left = ticking.filter(|counter| self.interrupts(counter.index)).map(|counter| counter.mask - counter.value);
-        left.min().map(|left| now + left + 1)
+    /// Forgets an interrupt that is due.
+    pub(super) fn drop_interrupt(&mut self) {
+        self.interrupt = false;
     }
 
     /// Returns whether a counter has run over that interrupts, since the last call: the guest's local APIC is to deliver
     /// one.
     #[inline]
     pub fn take_interrupt(&mut self) -> bool {
-        core::mem::take(&mut self.interrupt)
+        let interrupts = core::mem::take(&mut self.interrupt);
+        self.counts.interrupts += u64::from(interrupts);
+        interrupts
     }
 }

@@ -88,7 +88,7 @@ impl EmulatedPmu {
         }
         if unmasked {
             self.settle(hardware);
-            self.take_interrupt();
+            self.drop_interrupt();
         }
         host.route_pmi(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked });
     }

@@ -5,6 +5,7 @@
 //! guest's accesses cost anything; or, for cycles, by the time-stamp counter while the guest runs. What neither can count
 //! is shown as missing (CPUID.0AH:EBX) and stays 0: no counter counts what it was not asked for.
 
+mod clock;
 mod counter;
 mod guest;
 mod policy;

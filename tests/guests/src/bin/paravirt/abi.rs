@@ -76,7 +76,7 @@ pub(crate) struct Found {
 }
 
 #[repr(align(4096))]
-struct Aligned([u64; 512]);
+struct Aligned(#[expect(dead_code, reason = "only its address is used")] [u64; 512]);
 
 static mut BLOCK: Aligned = Aligned([0; 512]);
 static mut RESULTS: Aligned = Aligned([0; 512]);

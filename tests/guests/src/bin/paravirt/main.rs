@@ -4,6 +4,7 @@
 #![no_main]
 
 mod abi;
+mod cost;
 mod errors;
 mod events;
 mod notify;
@@ -20,6 +21,7 @@ unsafe fn run() -> ! {
     lapic::enter_x2apic();
     page::run(&mut tests);
     notify::run(&mut tests);
+    cost::run(&mut tests);
     tests.finish()
 }
 

@@ -1,6 +1,6 @@
 //! `GuestMemory`: the only way for host code to read or write guest memory, with one door for all writes.
 
-use super::window::{GuestFrames, Window};
+use super::window::{GuestFrames, PageWords, Window};
 use crate::address::{Gpa, PAGE_SIZE};
 use crate::error::{Error, Result};
 use crate::exit::Width;
@@ -176,19 +176,15 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Writes words of 64 bits to the 4 KiB page at `page`, one after the other as another processor sees it: each with
-    /// its number, of which nine bits count. This is the shortest way to several words that belong together.
+    /// Has `write` write words of 64 bits to the 4 KiB page at `page`, one after the other as another processor sees it.
+    /// This is the shortest way to several words that belong together.
     ///
     /// # Errors
     /// [`NotMemory`] when `page` is none that begins a page of memory; nothing has been written then.
-    #[inline]
-    pub fn write_words<const N: usize>(
-        &mut self,
-        page: Gpa,
-        words: [(usize, u64); N],
-    ) -> core::result::Result<(), NotMemory> {
+    #[inline(always)]
+    pub fn write_page(&mut self, page: Gpa, write: impl FnOnce(&PageWords<'_>)) -> core::result::Result<(), NotMemory> {
         let (region, offset) = self.find(page)?;
-        region.window.write_words(offset, words).ok_or(NotMemory(page))?;
+        write(&region.window.page(offset).ok_or(NotMemory(page))?);
         self.landed(page, PAGE_SIZE);
         Ok(())
     }

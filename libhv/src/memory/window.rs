@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "reads and writes memory that a guest shares")]
 
 use crate::exit::Width;
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use x86_64::PhysAddr;
@@ -177,22 +178,14 @@ impl Window {
         Some(())
     }
 
-    /// Writes words of 64 bits in their order, each by its number in the page at `offset`, of which nine bits count;
-    /// `None`, and nothing written, when the window does not have the whole page.
-    #[inline]
-    #[must_use]
-    pub(super) fn write_words<const N: usize>(&self, offset: usize, words: [(usize, u64); N]) -> Option<()> {
+    /// Returns the page at `offset`; `None` where none begins there, or the window does not have all of it.
+    #[inline(always)]
+    pub(super) fn page(&self, offset: usize) -> Option<PageWords<'_>> {
         if !offset.is_multiple_of(PAGE_WORDS * 8) {
             return None;
         }
-        let page = self.at(offset, PAGE_WORDS * 8)?.cast::<u64>();
-        for (number, value) in words {
-            let word = page.wrapping_add(number % PAGE_WORDS);
-            // SAFETY: the whole page is in the window (`at`), whose base is aligned to 8 (`new`) as is the page's
-            // offset; shared by atomic accesses alone.
-            unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
-        }
-        Some(())
+        let words = self.at(offset, PAGE_WORDS * 8)?.cast();
+        Some(PageWords { words, window: PhantomData })
     }
 
     /// Exchanges a number if it still is `current`: `Some(Ok)` when it was, `Some(Err)` with what it is when not, and
@@ -225,6 +218,25 @@ impl Window {
             Width::Dword => exchange!(AtomicU32, u32),
             Width::Qword => exchange!(AtomicU64, u64),
         })
+    }
+}
+
+/// A page of a window, to write its words.
+#[derive(Debug)]
+pub struct PageWords<'a> {
+    /// The first of [`PAGE_WORDS`], all of them in the window.
+    words: *mut u64,
+    window: PhantomData<&'a Window>,
+}
+
+impl PageWords<'_> {
+    /// Writes a word by its number, of which nine bits count. Whoever sees it sees what was written before it.
+    #[inline(always)]
+    pub fn set(&self, number: usize, value: u64) {
+        let word = self.words.wrapping_add(number % PAGE_WORDS);
+        // SAFETY: the whole page is in the window, whose base is aligned to 8 (`Window::new`) as is the page's offset
+        // (`Window::page`); the window is borrowed; shared by atomic accesses alone.
+        unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
     }
 }
 

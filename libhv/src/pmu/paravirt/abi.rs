@@ -28,8 +28,6 @@ constants! {
         FEATURE_HARDWARE = 1 << 1,
         /// The page of counters.
         FEATURE_PAGE = 1 << 2,
-        /// The guest cannot write the page: a write raises #GP(0).
-        FEATURE_PAGE_READ_ONLY = 1 << 3,
     }
 }
 
@@ -276,7 +274,7 @@ block! {
 }
 
 block! {
-    /// The page of counters, of which this is what is used. The host alone writes it.
+    /// The page of counters, of which this is what is used. The host writes it; the guest reads it.
     PageBlock: 768 {
         /// VERSION. A later version only adds to what is here.
         0x000 version: u32,

@@ -4,7 +4,7 @@ use super::abi::{CALL, OpenBlock, Operation, Reason, Refusal, ResultBlock, Softw
 use super::event::Event;
 use super::request::{Counted, Request, check_header};
 use super::source::CounterSource;
-use super::{Answer, Paravirt};
+use super::{Answer, DIRTY, DUE, FRESH, Paravirt};
 use crate::address::{Gpa, PAGE_SIZE};
 use crate::memory::GuestMemory;
 use crate::memory::guest::NotMemory;
@@ -119,15 +119,17 @@ impl Paravirt {
             event.release(source);
         }
         self.forget_overflow(id);
-        self.watched &= !(1 << id);
+        self.more &= !(1 << id);
         self.ask();
         Ok(())
     }
 
     fn forget_overflow(&mut self, id: u32) {
         let bit = 1 << id;
-        self.dirty |= self.overflowed & bit != 0;
-        self.overflowed &= !bit;
+        if self.overflowed & bit != 0 {
+            self.overflowed &= !bit;
+            self.more |= DIRTY;
+        }
     }
 
     fn enable(&mut self, id: u32, trace: &Trace, source: &mut impl CounterSource) -> Answer {
@@ -142,7 +144,7 @@ impl Paravirt {
         };
         let total = self.total(&event, trace, source).wrapping_add(own);
         event.enable(total, source);
-        self.watched |= u32::from(event.is_watched()) << id;
+        self.more |= u32::from(event.is_watched()) << id;
         self.events[id as usize] = Some(event);
         self.ask();
         Ok(())
@@ -165,9 +167,9 @@ impl Paravirt {
         if let Some(counter) = stopped {
             source.stop(counter);
         }
-        self.due |= found && event.notifies();
+        self.more |= if found && event.notifies() { DUE } else { 0 };
         self.forget_overflow(id);
-        self.watched = self.watched & !(1 << id) | u32::from(event.is_watched()) << id;
+        self.more = self.more & !(1 << id) | u32::from(event.is_watched()) << id;
         self.events[id as usize] = Some(event);
         self.ask();
         Ok(())
@@ -175,7 +177,8 @@ impl Paravirt {
 
     fn take_page(&mut self, address: Gpa, memory: &GuestMemory) -> Answer {
         self.check_page(address, memory)?;
-        (self.page, self.fresh) = (Some(address), true);
+        self.page = Some(address);
+        self.more |= FRESH;
         self.ask();
         Ok(())
     }

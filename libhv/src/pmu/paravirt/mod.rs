@@ -31,6 +31,15 @@ use abi::{MAX_EVENTS, REASONS, Reason, Software};
 use event::Event;
 use request::Counted;
 
+/// The events whose overflow is looked for at every exit, a bit each.
+const WATCHED: u32 = (1 << MAX_EVENTS) - 1;
+/// An overflow was found that the guest is to be told.
+const DUE: u32 = 1 << MAX_EVENTS;
+/// The page has never been written.
+const FRESH: u32 = DUE << 1;
+/// Words of the page have changed that not every exit changes.
+const DIRTY: u32 = DUE << 2;
+
 /// What a call answers: done, or why not.
 pub type Answer = Result<(), Refusal>;
 
@@ -58,14 +67,8 @@ pub struct Paravirt {
     emulated_instructions: u64,
     /// Events that have overflowed since their result was last written, a bit each.
     overflowed: u64,
-    /// Events whose overflow is looked for at every exit, a bit each.
-    watched: u32,
-    /// An overflow was found that the guest is to be told.
-    due: bool,
-    /// The page has never been written.
-    fresh: bool,
-    /// Words of the page other than exits and stolen ticks have changed.
-    dirty: bool,
+    /// What an exit needs beside its own words in the page: [`WATCHED`], [`DUE`], [`FRESH`], [`DIRTY`].
+    more: u32,
     /// There is something to do at every exit.
     asked: bool,
 }
@@ -89,10 +92,7 @@ impl Paravirt {
             injected_interrupts: 0,
             emulated_instructions: 0,
             overflowed: 0,
-            watched: 0,
-            due: false,
-            fresh: false,
-            dirty: false,
+            more: 0,
             asked: false,
         }
     }
@@ -102,7 +102,7 @@ impl Paravirt {
         for event in self.events.iter_mut().filter_map(Option::take) {
             event.release(source);
         }
-        (self.page, self.overflowed, self.watched, self.due) = (None, 0, 0, false);
+        (self.page, self.overflowed, self.more) = (None, 0, 0);
         self.ask();
     }
 
@@ -121,21 +121,21 @@ impl Paravirt {
     #[inline]
     pub fn count_pmi(&mut self) {
         self.injected_pmis = self.injected_pmis.wrapping_add(1);
-        self.dirty = true;
+        self.more |= DIRTY;
     }
 
     /// Takes down that a maskable interrupt was delivered.
     #[inline]
     pub fn count_interrupt(&mut self) {
         self.injected_interrupts = self.injected_interrupts.wrapping_add(1);
-        self.dirty = true;
+        self.more |= DIRTY;
     }
 
     /// Takes down that an instruction was executed in software.
     #[inline]
     pub fn count_emulated(&mut self) {
         self.emulated_instructions = self.emulated_instructions.wrapping_add(1);
-        self.dirty = true;
+        self.more |= DIRTY;
     }
 
     /// Takes down that a counter has counted its event's period `times` more.
@@ -144,8 +144,8 @@ impl Paravirt {
             if let Some(event) = event.as_mut().filter(|event| event.counter() == Some(counter)) {
                 event.overflow(times);
                 self.overflowed |= 1 << id;
-                self.due |= event.notifies();
-                self.dirty = true;
+                self.more |= if event.notifies() { DUE } else { 0 };
+                self.more |= DIRTY;
             }
         }
         self.ask();
@@ -154,7 +154,7 @@ impl Paravirt {
     fn ask(&mut self) {
         let counts_ticks = |event: &Event| event.counted() == Counted::Software(Software::StolenTicks);
         self.asked =
-            self.page.is_some() || self.watched != 0 || self.due || self.events.iter().flatten().any(counts_ticks);
+            self.page.is_some() || self.more & (WATCHED | DUE) != 0 || self.events.iter().flatten().any(counts_ticks);
     }
 
     fn exits(&self, reason: Reason, trace: &Trace) -> u64 {

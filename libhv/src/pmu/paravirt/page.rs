@@ -1,9 +1,8 @@
 //! What is done at an exit while somebody asks: ticks are added up, overflows found, and the page of counters brought
 //! up to date, by the words that changed.
 
-use super::Paravirt;
-use super::abi::{PageBlock, REASONS, Reason, VERSION};
-use crate::address::Gpa;
+use super::abi::{PageBlock, Reason, VERSION};
+use super::{DIRTY, DUE, FRESH, Paravirt, WATCHED};
 use crate::memory::GuestMemory;
 use crate::trace::{Kind, Trace};
 use core::mem::offset_of;
@@ -29,85 +28,95 @@ impl Paravirt {
         if kind != Kind::Halt {
             self.stolen_ticks = self.stolen_ticks.wrapping_add(ticks);
         }
-        if self.watched != 0 {
-            self.watch(trace);
+        if self.more != 0 {
+            return self.handled_further(kind, trace, memory);
         }
-        if let Some(page) = self.page {
-            if self.fresh || self.dirty {
-                self.write_page(page, trace, memory);
-            } else {
-                let reason = Reason::from(kind);
-                let sequence = self.sequence;
-                self.sequence = sequence.wrapping_add(2);
-                // The page was memory when the guest named it, and memory stays.
-                let _ = memory.write_words(
-                    page,
-                    [
-                        (SEQUENCE, sequence.wrapping_add(1)),
-                        (EXITS + reason.number() as usize, self.exits(reason, trace)),
-                        (STOLEN_TICKS, self.stolen_ticks),
-                        (SEQUENCE, sequence.wrapping_add(2)),
-                    ],
-                );
-            }
+        self.write_exit(kind, trace, memory);
+        false
+    }
+
+    /// Writes what every exit changes.
+    #[inline(always)]
+    fn write_exit(&mut self, kind: Kind, trace: &Trace, memory: &mut GuestMemory) {
+        let Some(page) = self.page else { return };
+        let reason = Reason::from(kind);
+        let (sequence, exits, ticks) = (self.sequence, self.exits(reason, trace), self.stolen_ticks);
+        self.sequence = sequence.wrapping_add(2);
+        // The page was memory when the guest named it, and memory stays.
+        let _ = memory.write_page(page, |words| {
+            words.set(SEQUENCE, sequence.wrapping_add(1));
+            words.set(EXITS + reason.number() as usize, exits);
+            words.set(STOLEN_TICKS, ticks);
+            words.set(SEQUENCE, sequence.wrapping_add(2));
+        });
+    }
+
+    #[inline(never)]
+    fn handled_further(&mut self, kind: Kind, trace: &Trace, memory: &mut GuestMemory) -> bool {
+        self.watch(trace);
+        if self.more & (FRESH | DIRTY) != 0 {
+            self.write_more(Some(kind), trace, memory);
+        } else {
+            self.write_exit(kind, trace, memory);
         }
-        self.due && self.take_due()
+        let due = self.more & DUE != 0;
+        if due {
+            self.more &= !DUE;
+            self.ask();
+        }
+        due
     }
 
     /// Brings the page up to date where something has changed since the exit was handled: the guest was given an
     /// interrupt.
     #[inline]
     pub fn refresh(&mut self, trace: &Trace, memory: &mut GuestMemory) {
-        if let Some(page) = self.page
-            && self.dirty
-        {
-            self.write_page(page, trace, memory);
+        if self.more & DIRTY != 0 {
+            self.write_more(None, trace, memory);
         }
-    }
-
-    #[cold]
-    fn take_due(&mut self) -> bool {
-        self.due = false;
-        self.ask();
-        true
     }
 
     /// Looks for overflows of software events.
-    #[cold]
     fn watch(&mut self, trace: &Trace) {
-        for id in (0..self.events.len()).filter(|id| self.watched >> id & 1 != 0) {
-            let Some(mut event) = self.events[id] else { continue };
-            event.settle(self.total(&event, trace, &mut ()));
+        let mut rest = self.more & WATCHED;
+        while rest != 0 {
+            let id = rest.trailing_zeros();
+            rest &= rest - 1;
+            let Some(event) = self.events.get(id as usize).and_then(Option::as_ref) else { continue };
+            let total = self.total(event, trace, &mut ());
+            let Some(event) = self.events.get_mut(id as usize).and_then(Option::as_mut) else { continue };
+            event.settle(total);
             if event.find_overflows() != 0 {
                 self.overflowed |= 1 << id;
-                self.due |= event.notifies();
-                self.dirty = true;
+                self.more |= DIRTY | if event.notifies() { DUE } else { 0 };
             }
-            self.events[id] = Some(event);
         }
     }
 
-    #[cold]
+    /// Writes what the less frequent exits change, and after `last` what it changed; all of a page that is fresh.
     #[inline(never)]
-    fn write_page(&mut self, page: Gpa, trace: &Trace, memory: &mut GuestMemory) {
+    fn write_more(&mut self, last: Option<Kind>, trace: &Trace, memory: &mut GuestMemory) {
+        let fresh = self.more & FRESH != 0;
+        self.more &= !(FRESH | DIRTY);
+        let Some(page) = self.page else { return };
         let (odd, even) = (self.sequence.wrapping_add(1), self.sequence.wrapping_add(2));
-        let _ = memory.write_words(page, [(SEQUENCE, odd)]);
-        if core::mem::take(&mut self.fresh) {
+        self.sequence = even;
+        let _ = memory.write_page(page, |words| words.set(SEQUENCE, odd));
+        if fresh {
             let empty = PageBlock { version: VERSION, length: PageBlock::LENGTH, sequence: odd, ..PageBlock::zeroed() };
             let _ = memory.write(page, &empty.to_bytes());
         }
-        let words = [
-            (OVERFLOWED, self.overflowed),
-            (STOLEN_TICKS, self.stolen_ticks),
-            (INJECTED_PMIS, self.injected_pmis),
-            (INJECTED_INTERRUPTS, self.injected_interrupts),
-            (EMULATED_INSTRUCTIONS, self.emulated_instructions),
-        ];
-        let _ = memory.write_words(page, words);
-        let exits = |number| Reason::from_number(number).map_or(0, |reason| self.exits(reason, trace));
-        let exits: [(usize, u64); REASONS] = core::array::from_fn(|number| (EXITS + number, exits(number as u32)));
-        let _ = memory.write_words(page, exits);
-        let _ = memory.write_words(page, [(SEQUENCE, even)]);
-        (self.sequence, self.dirty) = (even, false);
+        let _ = memory.write_page(page, |words| {
+            words.set(OVERFLOWED, self.overflowed);
+            words.set(STOLEN_TICKS, self.stolen_ticks);
+            words.set(INJECTED_PMIS, self.injected_pmis);
+            words.set(INJECTED_INTERRUPTS, self.injected_interrupts);
+            words.set(EMULATED_INSTRUCTIONS, self.emulated_instructions);
+            let all = if fresh { Reason::ALL } else { &[] };
+            for reason in all.iter().copied().chain(last.map(Reason::from)) {
+                words.set(EXITS + reason.number() as usize, self.exits(reason, trace));
+            }
+            words.set(SEQUENCE, even);
+        });
     }
 }

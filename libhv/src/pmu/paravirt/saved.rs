@@ -1,7 +1,6 @@
 //! Save and restore (requirement B7): the whole state is one value, and comes back through the checks that a guest's
 //! own calls pass.
 
-use super::Paravirt;
 use super::abi::{
     REASONS, Reason, Refusal, SAVED_ENABLED, SAVED_OPEN, SAVED_OVERFLOWED, STATE_DUE, STATE_PAGE, SavedEvent, State,
     VERSION,
@@ -9,6 +8,7 @@ use super::abi::{
 use super::event::Event;
 use super::request::{Request, check_header};
 use super::source::CounterSource;
+use super::{DUE, FRESH, Paravirt};
 use crate::address::Gpa;
 use crate::memory::GuestMemory;
 use crate::trace::Trace;
@@ -53,7 +53,7 @@ impl Paravirt {
         for (number, exits) in (0..).zip(&mut state.exits) {
             *exits = Reason::from_number(number).map_or(0, |reason| self.exits(reason, trace));
         }
-        let mut due = self.due;
+        let mut due = self.more & DUE != 0;
         for ((id, event), saved) in self.events.iter().enumerate().zip(&mut state.events) {
             let Some(mut event) = *event else { continue };
             event.settle(self.total(&event, trace, source));
@@ -84,7 +84,8 @@ impl Paravirt {
         let mut paravirt = Self::of_head(state, trace)?;
         if state.flags & STATE_PAGE != 0 {
             paravirt.check_page(Gpa::new(state.page), memory).map_err(BadState::Page)?;
-            (paravirt.page, paravirt.fresh) = (Some(Gpa::new(state.page)), true);
+            paravirt.page = Some(Gpa::new(state.page));
+            paravirt.more |= FRESH;
         }
         for (id, saved) in (0..).zip(&state.events) {
             if let Err(why) = paravirt.resume(id, saved, memory, trace, source) {
@@ -109,7 +110,7 @@ impl Paravirt {
             injected_pmis: state.injected_pmis,
             injected_interrupts: state.injected_interrupts,
             emulated_instructions: state.emulated_instructions,
-            due: state.flags & STATE_DUE != 0,
+            more: if state.flags & STATE_DUE != 0 { DUE } else { 0 },
             ..Self::new()
         };
         let mut origin = [0; REASONS];
@@ -147,7 +148,7 @@ impl Paravirt {
         if saved.flags & SAVED_ENABLED != 0 {
             event.enable(self.total(&event, trace, source), source);
         }
-        self.watched |= u32::from(event.is_watched()) << id;
+        self.more |= u32::from(event.is_watched()) << id;
         if saved.flags & SAVED_OVERFLOWED != 0 {
             self.overflowed |= 1 << id;
         }

@@ -76,6 +76,11 @@ guest runs. Reading it does not leave the guest. The guest names the page, and n
 memory that the guest's own tables map and give to its users, it takes no address that an operating system would have to be
 told of, and nobody who does not ask has one.
 
+Users read it where the guest's own page tables let them, and those tables are what keeps it from being written: nested paging
+does not, because memory is mapped by large pages, and no frames are at hand for smaller tables while a guest runs. A guest
+that writes to the page deceives itself and nobody else: the host reads nothing from it, writes each word again when it next
+changes, and all of it when the guest calls Page again. What of the page is not described here stays as the guest left it.
+
 ";
 
 const FLOW: &str = "# 8. Reset and migration

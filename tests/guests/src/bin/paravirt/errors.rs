@@ -98,7 +98,6 @@ unsafe fn overlap() -> Outcome {
     same("the page over a result block", call(PAGE, 0, result_address(0) & !0xFFF), OVERLAP)?;
     done(PAGE, 0, page_address())?;
     let inside = Open { result: page_address() + 0x800, ..event(1, ALL_EXITS, 0) };
-    // The block is not the guest's to write where the page is read-only.
     same("a result block in the page", open_as_is(&inside), OVERLAP)?;
     done(RESET, 0, 0)?;
     check(result(0).count == 0 && !result(0).enabled, "a result block was written")

@@ -119,7 +119,7 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         let mut nested = NestedTables::new(&mut machine.frames(), largest)?;
         nested.map_all(&mut machine.frames(), &memory)?;
         let backend = make(machine, nested)?;
-        let counters = if Pmu::<P>::PRESENT { machine.pmu_capability() } else { None };
+        let counters = if Pmu::<P>::PRESENT || P::HOST_COUNTS { machine.pmu_capability() } else { None };
         let mut vcpu = Vcpu::with_pmu(backend, self.appliance, self.pmu, counters, 0, &HostCpuid, &settings, &entry);
         crate::log!("bench kept-memory {} bytes", machine.kept());
         if Pmu::<P>::PRESENT {

@@ -266,6 +266,11 @@ impl<P: PmuPolicy> Pmu<P> {
         true
     }
 
+    /// Returns what the processor has.
+    pub fn processor(&self) -> Option<&PmuCapability> {
+        self.host.as_ref()
+    }
+
     /// Returns the policy.
     pub fn policy(&self) -> &P {
         &self.policy

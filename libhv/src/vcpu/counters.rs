@@ -5,6 +5,7 @@ use super::{Appliance, Backend, Vcpu, World};
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
 use crate::pmu::emulated::EmulatedPmu;
+use crate::pmu::host::Parked;
 use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
 use crate::pmu::paravirt::Paravirt;
 use crate::pmu::state::{State, StateError};
@@ -14,6 +15,22 @@ use crate::time::Tsc;
 
 /// IA32_DEBUGCTL
 const DEBUGCTL: Msr = Msr(0x1D9);
+
+/// Does something to the registers of the guest's PMU, wherever they are: in the processor, or kept while the host counts.
+macro_rules! registers {
+    ($vcpu:ident, |$hardware:ident| $body:expr) => {
+        match &mut $vcpu.beside {
+            Some(beside) if P::HOST_COUNTS && beside.counters.plan().parks_guest() => {
+                let $hardware = &mut Parked { bank: &mut beside.guest, hardware: &mut $vcpu.backend };
+                $body
+            }
+            _ => {
+                let $hardware = &mut $vcpu.backend;
+                $body
+            }
+        }
+    };
+}
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest's registers go into the processor, unless they are there.
@@ -27,7 +44,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => emulated.start(&mut self.backend),
-                None => self.pmu.acquire(&mut self.backend, world.host),
+                None if self.beside.is_none() => self.pmu.acquire(&mut self.backend, world.host),
+                None => {}
             }
             self.hear_pmu(world);
             self.mirror_pmu(world);
@@ -40,14 +58,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => emulated.end(&mut self.backend, world.host),
-                None => self.pmu.release(&mut self.backend, world.host),
+                None => registers!(self, |hardware| self.pmu.release(hardware, world.host)),
             }
         }
+        self.end_host(world);
     }
 
     /// Returns the state of the guest's PMU for a snapshot; `None` when it has none (requirement A29).
     pub fn save_pmu<H: Host>(&self, world: &mut World<'_, H>) -> Option<State> {
-        self.pmu.save(&self.backend, world.host)
+        // A guest whose registers are kept is in no processor.
+        match &self.beside {
+            Some(beside) if P::HOST_COUNTS && beside.counters.plan().parks_guest() => None,
+            _ => self.pmu.save(&self.backend, world.host),
+        }
     }
 
     /// Gives the guest's PMU the state of a snapshot.
@@ -55,7 +78,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// # Errors
     /// The first value that the guest could not have written itself; nothing has changed then.
     pub fn restore_pmu<H: Host>(&mut self, state: &State, world: &mut World<'_, H>) -> Result<(), StateError> {
-        self.pmu.restore(state, &mut self.backend, world.host)
+        registers!(self, |hardware| self.pmu.restore(state, hardware, world.host))
     }
 
     /// The guest is about to be entered: its emulated clock runs.
@@ -100,7 +123,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         let cpl = self.backend.cpl();
         let value = match &mut self.emulated {
             Some(emulated) if Pmu::<P>::EMULATED => emulated.read_counter(ecx, cpl, cr4, &mut self.backend),
-            _ => self.pmu.read_counter(ecx, cpl, cr4, &self.backend),
+            _ => registers!(self, |hardware| self.pmu.read_counter(ecx, cpl, cr4, hardware)),
         };
         match value {
             Some(value) => {
@@ -123,7 +146,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         {
             return emulated.retire(retired, &mut self.backend);
         }
-        if self.pmu.retire(retired, &mut self.backend, freezes) {
+        let frozen = P::HOST_COUNTS && freezes(&self.backend);
+        let interrupts = match &mut self.beside {
+            Some(_) if P::HOST_COUNTS => registers!(self, |hardware| self.pmu.retire(retired, hardware, |_| frozen)),
+            _ => self.pmu.retire(retired, &mut self.backend, freezes),
+        };
+        if interrupts {
             self.interrupt_by_pmu(world);
         }
     }
@@ -143,7 +171,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn read_pmu_msr(&mut self, msr: Msr) -> Option<u64> {
         match &mut self.emulated {
             Some(emulated) if Pmu::<P>::EMULATED => emulated.read_msr(msr, &mut self.backend),
-            _ => self.pmu.read(msr, &self.backend),
+            _ => registers!(self, |hardware| self.pmu.read(msr, hardware)),
         }
     }
 
@@ -163,13 +191,16 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 Resolution::Retry
             });
         }
-        let counting = self.pmu.counting(retired, &self.backend);
-        if self.pmu.write(msr, value, &mut self.backend).is_none() {
+        let counting = registers!(self, |hardware| self.pmu.counting(retired, hardware));
+        if registers!(self, |hardware| self.pmu.write(msr, value, hardware)).is_none() {
             return Resolution::Inject(Event::GENERAL_PROTECTION);
         }
         self.backend.advance(world.memory);
-        if counting != 0 && self.pmu.credit(counting, &mut self.backend, freezes) {
-            self.interrupt_by_pmu(world);
+        if counting != 0 {
+            let freezes = freezes(&self.backend);
+            if registers!(self, |hardware| self.pmu.credit(counting, hardware, |_| freezes)) {
+                self.interrupt_by_pmu(world);
+            }
         }
         Resolution::Retry
     }
@@ -180,10 +211,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if !Pmu::<P>::PRESENT {
             return;
         }
-        let heard = match &mut self.emulated {
-            Some(emulated) if Pmu::<P>::EMULATED => emulated.hear(&mut self.backend, world.host),
-            _ => self.pmu.take_interrupt(world.host),
-        };
+        let shared = self.take_shared_pmi(world);
+        let heard = shared
+            | match &mut self.emulated {
+                Some(emulated) if Pmu::<P>::EMULATED => emulated.hear(&mut self.backend, world.host),
+                _ => self.pmu.take_interrupt(world.host),
+            };
         if heard {
             self.interrupt_by_pmu(world);
         }
@@ -203,7 +236,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest may have written its LVTPC, and the processor's follows (A24).
     #[inline]
     pub(super) fn mirror_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if Pmu::<P>::PRESENT {
+        if Pmu::<P>::PRESENT && !self.routes_at_entry() {
             let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
             match &mut self.emulated {
                 Some(emulated) if Pmu::<P>::EMULATED => emulated.mirror(unmasked, &mut self.backend, world.host),

@@ -5,6 +5,7 @@ pub mod control;
 mod counters;
 pub mod cpuid;
 pub mod events;
+mod host_counters;
 pub mod msr;
 pub mod mtrr;
 mod own;
@@ -85,6 +86,8 @@ pub struct Vcpu<B, A = (), P = ()> {
     paravirt: Option<Box<Paravirt>>,
     /// Its PMU, where that is emulated: `pmu` is none then.
     emulated: Option<EmulatedPmu>,
+    /// The host's own counters.
+    beside: Option<Box<host_counters::Beside>>,
     index: usize,
     cpuid: CpuidTable,
     control_rules: ControlRules,
@@ -170,6 +173,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             pmu,
             paravirt: P::PARAVIRTUAL.then(Box::default),
             emulated,
+            beside: None,
             index,
             cpuid,
             control_rules,

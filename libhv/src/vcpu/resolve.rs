@@ -67,6 +67,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 Resolution::Retry
             }
             Exit::InterruptWindow | Exit::NmiWindow | Exit::Nmi => {
+                if P::HOST_COUNTS && matches!(exit, Exit::Nmi) {
+                    self.host_nmi(world);
+                }
                 self.attention = true;
                 Resolution::Retry
             }

@@ -29,6 +29,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_
     fn handle(self, exit: Exit) {
         let Self { vcpu, world } = self;
         let (kind, left_at) = (Kind::from(&exit), world.host.now());
+        vcpu.resume_host(world);
         vcpu.stop_clock(left_at);
         let rip = vcpu.backend.rip();
         vcpu.trace.left(kind, rip);
@@ -52,6 +53,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// [`Error::VmEntry`] when the processor refuses to enter.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
         self.enter_pmu(world);
+        if P::HOST_COUNTS {
+            self.start_host(world)?;
+        }
         loop {
             if self.attention {
                 if let Some(reason) = self.end.take() {
@@ -60,6 +64,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 }
                 self.attend(world);
             }
+            self.stop_host(world);
             self.start_clock(world);
             B::enter_for(Once { vcpu: self, world }).map_err(Error::VmEntry)?;
         }

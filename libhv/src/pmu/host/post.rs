@@ -13,6 +13,7 @@ use crate::pmu::registers::{CounterIndex, PmuRegister};
 use crate::time::Tsc;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Samples that wait for the run loop; a power of two. Those beyond are counted as lost.
@@ -123,6 +124,11 @@ impl Post {
     /// Returns how many samples nobody could be told of, because too many waited.
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
+    }
+
+    /// Returns how many events there are.
+    pub fn events(&self) -> usize {
+        self.progress.len()
     }
 
     /// Returns the bits of IA32_PERF_GLOBAL_CTRL that enable the host's events.
@@ -321,6 +327,16 @@ impl Post {
                 at: Tsc(moment),
             });
         }
+    }
+}
+
+/// A line for each event.
+impl fmt::Display for Post {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for event in 0..self.events() {
+            writeln!(f, "event {event}: {} times, {} samples", self.value(event), self.samples(event))?;
+        }
+        write!(f, "samples lost: {}", self.lost())
     }
 }
 

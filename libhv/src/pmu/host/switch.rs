@@ -68,6 +68,21 @@ impl HostPmu {
         self.post
     }
 
+    /// Takes the guest's registers out of the processor, before [`start`](Self::start), where it does not share them with
+    /// the host.
+    pub fn adopt(&mut self, guest: &mut Bank, hardware: &mut impl PmuHardware) {
+        if self.plan.parks_guest() {
+            self.save(guest, true, hardware);
+        }
+    }
+
+    /// Stops the events for good, with their account up to date.
+    pub fn end(&mut self, hardware: &mut impl PmuHardware, host: &mut (impl Host + PmiHost)) {
+        self.stop(hardware, host.now());
+        self.post.tell(self.on_sample);
+        host.route_pmi(PmiRoute::Masked);
+    }
+
     /// Starts the events on a processor in whose registers nothing counts. What the mechanism arranges for the guest has
     /// been arranged.
     pub fn start(&mut self, processor: usize, hardware: &mut impl PmuHardware, host: &mut impl PmiHost) {

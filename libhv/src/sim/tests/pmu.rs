@@ -4,7 +4,8 @@ use super::harness::{DEBUG_EXIT, Mode, STACK};
 use super::*;
 use crate::devices::{Chipset, Configuration};
 use crate::exit::StopReason;
-use crate::pmu::{EventFilter, Filtered, Passthrough, PmuCapability, PmuCounts, PmuPolicy};
+use crate::pmu::host::{HostCounters, HostEvent};
+use crate::pmu::{Emulated, EventFilter, Filtered, Passthrough, PmuCapability, PmuCounts, PmuPolicy};
 use crate::registers::EntryState;
 use crate::sim::pmu::{Config, Happened, amd, intel};
 use crate::vcpu::cpuid::Settings;
@@ -68,6 +69,8 @@ struct Ran {
     journal: Vec<Record>,
     counts: PmuCounts,
     exits: u64,
+    /// What the host's first event has counted.
+    host: u64,
     machine: Machine,
 }
 
@@ -93,7 +96,8 @@ fn run<P: PmuPolicy>(policy: P, registers: Registers, skid: u64, program: &Progr
     let mut vcpu = Vcpu::with_pmu(processor, (), policy, capability, 0, &cpuid, &settings, &entry);
     let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine });
     let Ok(StopReason::DebugExit(value)) = outcome else { panic!("the guest ended with {outcome:?}") };
-    Ran { value, journal: journal.take(), counts: vcpu.pmu().counts(), exits: vcpu.trace().exits(), machine }
+    let host = vcpu.host_counters().map_or(0, |post| post.value(0));
+    Ran { value, journal: journal.take(), counts: vcpu.pmu_counts(), exits: vcpu.trace().exits(), host, machine }
 }
 
 /// A guest that sets up counter 0, runs `body`, and tells what `RDPMC` of counter 0 gives then.
@@ -126,6 +130,13 @@ fn a_loop_with_an_exit_in_each_round_counts_exactly() {
     for registers in both() {
         counts(Passthrough::new, registers);
         counts(|| Filtered::new(&EventFilter::ALLOW_ALL).expect("legal"), registers);
+        counts(Emulated::new, registers);
+        // The host counts with the same counters, or with all of them.
+        counts(|| Passthrough::new().beside(HostCounters::new().count(HostEvent::Cycles)), registers);
+        let all = |counters| (0..6).fold(counters, |counters: HostCounters, _| counters.count(HostEvent::Cycles));
+        counts(|| Passthrough::new().beside(all(HostCounters::new())), registers);
+        let filter = || Filtered::new(&EventFilter::ALLOW_ALL).expect("legal");
+        counts(|| filter().beside(all(HostCounters::new())), registers);
     }
 }
 
@@ -146,6 +157,43 @@ fn each_overflow_reaches_the_guests_handler_once() {
                 assert_eq!(ran.machine.host_nmis(), 0);
             }
         }
+    }
+}
+
+/// The same with counters that are emulated, and with a host that counts in between with the same ones: neither loses
+/// an interrupt of the guest's nor makes one.
+#[test]
+fn a_guest_is_interrupted_as_often_however_its_counters_are_kept() {
+    for registers in both() {
+        for skid in [0, 3] {
+            let program = sampled(registers, Mode::X2Apic, 40, PMI.into());
+            let passed = run(Passthrough::new(), registers, skid, &program).interrupts(Event::Interrupt(PMI));
+            let emulated = run(Emulated::new(), registers, skid, &program);
+            assert_eq!(emulated.interrupts(Event::Interrupt(PMI)), passed, "emulated, skid {skid}");
+            let events = (0..6).fold(HostCounters::new(), |counters, _| counters.count(HostEvent::Cycles));
+            let beside = run(Passthrough::new().beside(events), registers, skid, &program);
+            assert_eq!(beside.interrupts(Event::Interrupt(PMI)), passed, "beside a host, skid {skid}");
+            assert_eq!(beside.machine.host_nmis(), 0);
+            // The simulated host works while its events are stopped: nothing of the guest's is counted either.
+            assert_eq!(beside.host % 10_000, 0);
+        }
+    }
+}
+
+/// Without a PMU in the guest the host counts itself, and the guest too where it asks for that.
+#[test]
+fn a_host_counts_itself_or_the_guest_too() {
+    for registers in both() {
+        let program = {
+            let mut program = Program::at(0x1000);
+            program.repeat(3000, &[Op::Nop]).out(DEBUG_EXIT, Width::Dword, 1);
+            program
+        };
+        let own = run(().beside(HostCounters::new().count(HostEvent::Cycles)), registers, 0, &program);
+        assert!(own.host > 0 && own.host % 10_000 == 0, "{} on {:?}", own.host, registers.vendor);
+        let both =
+            run(().beside(HostCounters::new().count(HostEvent::Cycles).counting_guest()), registers, 0, &program);
+        assert!(both.host % 10_000 >= 3000, "{} on {:?}", both.host, registers.vendor);
     }
 }
 

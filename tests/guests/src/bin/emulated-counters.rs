@@ -99,16 +99,20 @@ unsafe fn cycles() -> Outcome {
     same("counter that stands still", rdmsr(COUNTER), stopped)
 }
 
+/// Returns what counter 0 counts in a loop.
+#[inline(never)]
+unsafe fn counted(turns: u64) -> u64 {
+    let before = rdmsr(COUNTER);
+    spin(turns);
+    rdmsr(COUNTER) - before
+}
+
 /// Instructions are counted exactly, or CPUID says that they are not counted, and they are not.
 unsafe fn instructions() -> Outcome {
     quiet();
     wrmsr(SELECTOR, INSTRUCTIONS);
     wrmsr(CONTROL, 1);
-    let before = rdmsr(COUNTER);
-    spin(10_000);
-    let first = rdmsr(COUNTER) - before;
-    spin(20_000);
-    let second = rdmsr(COUNTER) - before - first;
+    let (first, second) = (counted(10_000), counted(20_000));
     match has(1) {
         true => same("instructions of 10000 more turns", second - first, 20_000u64),
         false => same("instructions that cannot be counted", second, 0u64),

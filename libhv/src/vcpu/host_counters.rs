@@ -1,0 +1,111 @@
+//! The host's own counters beside those of a virtual processor: at entry and exit, at an NMI, and where the guest's
+//! registers are meanwhile.
+
+use super::{Appliance, Backend, Vcpu, World};
+use crate::error::{Error, Requirement, Result};
+use crate::hw::{Host, PmiRoute};
+use crate::pmu::bank::Bank;
+use crate::pmu::host::{HostPmu, Plan, Post};
+use crate::pmu::policy::PmuShare;
+use crate::pmu::{Pmu, PmuPolicy};
+use alloc::boxed::Box;
+
+/// The host's counters, and the guest's registers while these are in the processor in their place.
+#[derive(Debug)]
+pub(super) struct Beside {
+    pub(super) counters: HostPmu,
+    pub(super) guest: Bank,
+}
+
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
+    /// Returns the account of the host's counters, once the guest has been entered.
+    pub fn host_counters(&self) -> Option<&'static Post> {
+        self.beside.as_ref().map(|beside| beside.counters.post())
+    }
+
+    /// Starts the host's counters.
+    pub(super) fn start_host<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<()> {
+        let Some(events) = self.pmu.policy().host_events().filter(|_| P::HOST_COUNTS && self.beside.is_none()) else {
+            return Ok(());
+        };
+        let guest = self.pmu.view().map(|view| PmuShare {
+            counters: view.guest().counters,
+            fixed: view.guest().fixed,
+            lbr: false,
+        });
+        let switch = self.backend.global_switch();
+        let mut counters = HostPmu::new(events, self.pmu.processor(), guest.as_ref(), switch)
+            .map_err(|_| Error::Unsupported(Requirement::HostCounters))?;
+        let mut guest = Bank::default();
+        counters.adopt(&mut guest, &mut self.backend);
+        counters.start(self.index, &mut self.backend, world.host);
+        self.beside = Some(Box::new(Beside { counters, guest }));
+        Ok(())
+    }
+
+    /// Stops the host's counters.
+    pub(super) fn end_host<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(beside) = &mut self.beside {
+            beside.counters.end(&mut self.backend, world.host);
+        }
+    }
+
+    /// The guest is about to be entered: the host's events stop.
+    #[inline(always)]
+    pub(super) fn stop_host<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if !P::HOST_COUNTS {
+            return;
+        }
+        let route = self.guest_route(world);
+        if let Some(beside) = &mut self.beside {
+            let Beside { counters, guest } = &mut **beside;
+            counters.on_entry(&mut self.backend, world.host, guest, route);
+        }
+    }
+
+    fn guest_route<H: Host>(&self, world: &mut World<'_, H>) -> PmiRoute {
+        let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
+        if unmasked { PmiRoute::Guest } else { PmiRoute::Masked }
+    }
+
+    /// The guest has left: the host's events go on.
+    #[inline(always)]
+    pub(super) fn resume_host<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(beside) = &mut self.beside
+            && P::HOST_COUNTS
+        {
+            let Beside { counters, guest } = &mut **beside;
+            counters.on_exit(&mut self.backend, world.host, guest, true);
+        }
+    }
+
+    /// The guest has left for an NMI.
+    pub(super) fn host_nmi<H: Host>(&mut self, world: &mut World<'_, H>) {
+        let rip = self.backend.rip();
+        if let Some(beside) = &mut self.beside
+            && P::HOST_COUNTS
+        {
+            beside.counters.on_nmi(&mut self.backend, world.host, rip);
+            self.hear_pmu(world);
+        }
+    }
+
+    /// Returns whether an interrupt of the guest's counters has come by a route that it shares with the host.
+    #[inline(always)]
+    pub(super) fn take_shared_pmi<H: Host>(&mut self, world: &mut World<'_, H>) -> bool {
+        match &mut self.beside {
+            Some(beside) if P::HOST_COUNTS && Pmu::<P>::PRESENT => beside.counters.take_guest_pmi(world.host),
+            _ => false,
+        }
+    }
+
+    /// Returns whether the interrupt is routed at entry and exit, not when the guest writes its LVTPC.
+    #[inline(always)]
+    pub(super) fn routes_at_entry(&self) -> bool {
+        P::HOST_COUNTS
+            && self
+                .beside
+                .as_ref()
+                .is_some_and(|beside| matches!(beside.counters.plan(), Plan::Switch | Plan::PartitionRouted))
+    }
+}

@@ -1,4 +1,4 @@
-//! `cargo hv test`: the host tests, then every scenario on each of its machines.
+//! `cargo hv test`: the tests on the host, then every scenario on each of its machines.
 
 use std::collections::VecDeque;
 use std::io::{Write, stderr};
@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::install::{self, Need};
 use crate::machine::Machine;
 use crate::scenarios::{self, Scenario};
 use crate::status::{DONE, Doing, FAILED, Result};
@@ -15,6 +16,9 @@ use crate::{bochs_build, command, place, run};
 
 /// Lines of each serial line that a failure shows.
 const TAIL: usize = 25;
+
+/// Tests on the host that need more than Rust, and so are no part of `cargo test`: packages, and what they need.
+const PACKAGES: [(&str, Need); 1] = [("pmu-model", Need::BochsBuild)];
 
 /// What the command line selects.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,10 @@ impl Selection<'_> {
 
     fn has_host_tests(&self) -> bool {
         self.on.is_none() && self.pattern.is_none_or(|pattern| pattern == "host")
+    }
+
+    fn packages(&self) -> impl Iterator<Item = (&'static str, Need)> {
+        PACKAGES.into_iter().filter(|(package, _)| self.on.is_none() && self.has(&on_host(package)))
     }
 
     fn rows(&self) -> Result<VecDeque<(Scenario, String)>> {
@@ -51,6 +59,9 @@ pub(crate) fn list(selection: Selection<'_>) -> Result<u8> {
     if selection.has_host_tests() {
         println!("host");
     }
+    for (package, _) in selection.packages() {
+        println!("{}", on_host(package));
+    }
     for (scenario, machine) in selection.rows()? {
         println!("{}", scenario.title(&machine));
     }
@@ -62,7 +73,10 @@ pub(crate) fn run(selection: Selection<'_>) -> Result<u8> {
     let rows = if selection.pattern == Some("host") { VecDeque::new() } else { selection.rows()? };
     let mut total = Count::default();
     if selection.has_host_tests() {
-        total.add(host_tests());
+        total.add(host_tests("host", &[]));
+    }
+    for (package, need) in selection.packages() {
+        total.add(package_tests(package, need));
     }
     let queue = Mutex::new(rows);
     let total = Mutex::new(total);
@@ -155,12 +169,28 @@ fn attempt(
     supervise(&job, bochs.as_ref(), None, sink).map(Some)
 }
 
-/// `cargo test` on everything that runs on a host.
-fn host_tests() -> Count {
+fn on_host(package: &str) -> String {
+    format!("{package} on host")
+}
+
+/// The tests of a package of its own, once all they need is there.
+fn package_tests(package: &str, need: Need) -> Count {
+    let title = on_host(package);
+    match install::ensure(&[need]) {
+        Ok(()) => host_tests(&title, &["--package", package]),
+        Err(failure) => {
+            println!("{}\n     {}", line("FAIL", Duration::ZERO, &title), failure.sentence);
+            Count { passed: 0, failed: 1 }
+        }
+    }
+}
+
+/// `cargo test`: without more arguments on everything that runs on a host and needs nothing but Rust.
+fn host_tests(title: &str, arguments: &[&str]) -> Count {
     let started = Instant::now();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut cargo = Command::new(cargo);
-    cargo.args(["test", "--no-fail-fast"]).current_dir(place::root()).env("CARGO_TERM_COLOR", "never");
+    cargo.args(["test", "--no-fail-fast"]).args(arguments).current_dir(place::root()).env("CARGO_TERM_COLOR", "never");
     let (text, complete) = match command::output(&mut cargo, FAILED) {
         Ok(text) => (text, true),
         Err(failure) => (failure.sentence, false),
@@ -170,7 +200,7 @@ fn host_tests() -> Count {
         println!("{text}");
         count.failed = count.failed.max(1);
     }
-    println!("{}", line(if count.failed == 0 { "pass" } else { "FAIL" }, started.elapsed(), "host"));
+    println!("{}", line(if count.failed == 0 { "pass" } else { "FAIL" }, started.elapsed(), title));
     println!("     {} host tests passed, {} failed", count.passed, count.failed);
     count
 }
@@ -204,6 +234,14 @@ mod tests {
     fn a_pattern_selects_by_part_of_the_name() {
         let selection = Selection { pattern: Some("linux"), on: None, verbose: false };
         assert!(selection.has("boots linux-6.1 on svm") && !selection.has("timer on svm"));
-        assert!(!selection.has_host_tests());
+        assert!(!selection.has_host_tests() && selection.packages().count() == 0);
+    }
+
+    #[test]
+    fn a_package_is_selected_by_its_name_or_with_the_host_and_on_no_machine() {
+        let selects =
+            |pattern, on| Selection { pattern, on, verbose: false }.packages().any(|(name, _)| name == "pmu-model");
+        assert!([None, Some("pmu"), Some("host")].into_iter().all(|pattern| selects(pattern, None)));
+        assert!(!selects(None, Some("vmx")) && !selects(Some("timer"), None));
     }
 }

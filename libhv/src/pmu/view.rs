@@ -27,8 +27,10 @@ const PIN_CONTROL: u64 = 1 << 19;
 /// IA32_MISC_ENABLE: performance monitoring available; branch trace storage unavailable; PEBS unavailable.
 const MISC_ENABLE_AVAILABLE: u64 = 1 << 7;
 const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
-/// IA32_DEBUGCTL: FREEZE_LBRS_ON_PMI, FREEZE_PERFMON_ON_PMI.
-const DEBUGCTL_FREEZE: u64 = 1 << 11 | 1 << 12;
+/// IA32_DEBUGCTL.FREEZE_LBRS_ON_PMI
+const FREEZE_LBRS_ON_PMI: u64 = 1 << 11;
+/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
+const FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
 /// IA32_PERF_GLOBAL_STATUS: Ovf_Uncore, OvfBuf.
 const STATUS_ALWAYS: u64 = 1 << 61 | 1 << 62;
 /// IA32_PERF_GLOBAL_STATUS from version 4 on: LBR_Frz, CTR_Frz.
@@ -320,10 +322,13 @@ impl PmuView {
         }
     }
     /// Returns the bits of IA32_DEBUGCTL that the guest may set for its PMU (T-A24): freezing on an interrupt, from
-    /// version 2 on with IA32_PERF_CAPABILITIES. FREEZE_WHILE_SMM is the host's (T-A23).
+    /// version 2 on with IA32_PERF_CAPABILITIES, and the records' where there are any: an entry with a bit that the
+    /// processor lacks is refused. FREEZE_WHILE_SMM is the host's (T-A23).
     pub fn debugctl_bits(&self) -> u64 {
-        let freezes = self.guest.maker == Maker::Intel && self.guest.version >= 2 && self.shows_capabilities();
-        if freezes { DEBUGCTL_FREEZE } else { 0 }
+        if self.guest.maker != Maker::Intel || self.guest.version < 2 || !self.shows_capabilities() {
+            return 0;
+        }
+        FREEZE_PERFMON_ON_PMI | if self.shows_lbr() { FREEZE_LBRS_ON_PMI } else { 0 }
     }
 
     // Registers

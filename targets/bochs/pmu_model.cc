@@ -28,14 +28,14 @@ enum : uint32_t {
 };
 
 // IA32_PERFEVTSELn (SDM Vol. 3B "Architectural Performance Monitoring Version 1 Facilities"). Bit 21, AnyThread, is reserved:
-// CPUID.0AH:EDX[15] says so.
+// CPUID.0AH:EDX[15] says so. So is bit 19, pin control, "beginning with Sandy Bridge".
 const uint64_t USR = ONE << 16;
 const uint64_t OS = ONE << 17;
 const uint64_t EDGE = ONE << 18;
 const uint64_t INT = ONE << 20;
 const uint64_t EN = ONE << 22;
 const uint64_t INV = ONE << 23;
-const uint64_t SELECTOR = 0xffffffff & ~(ONE << 21);
+const uint64_t SELECTOR = 0xffffffff & ~(ONE << 21) & ~(ONE << 19);
 
 uint64_t cmask(uint64_t selector) { return (selector >> 24) & 0xff; }
 
@@ -46,19 +46,22 @@ const uint64_t FIXED_PMI = 8;
 const uint64_t FIXED_CONTROL = 0xbbbb;
 
 // IA32_PERF_GLOBAL_STATUS and its two write-only companions (SDM Vol. 3B "Architectural Performance Monitoring Version 4").
+const uint64_t LBR_FRZ = ONE << 58;
 const uint64_t CTR_FRZ = ONE << 59;
 const uint64_t OVF_UNCORE = ONE << 61;
 const uint64_t OVF_DS_BUFFER = ONE << 62;
 const uint64_t COND_CHGD = ONE << 63;
-const uint64_t STATUS_SET = COUNTERS | CTR_FRZ | OVF_UNCORE | OVF_DS_BUFFER;
+const uint64_t STATUS_SET = COUNTERS | LBR_FRZ | CTR_FRZ | OVF_UNCORE | OVF_DS_BUFFER;
 const uint64_t STATUS_RESET = STATUS_SET | COND_CHGD;
 
-// IA32_DEBUGCTL: BTF, FREEZE_PERFMON_ON_PMI and FREEZE_WHILE_SMM may be set; this processor has no LBRs, no BTS.
+// IA32_DEBUGCTL: BTF, FREEZE_LBRS_ON_PMI, FREEZE_PERFMON_ON_PMI and FREEZE_WHILE_SMM may be set; this processor has no LBRs
+// to freeze, no BTS.
+const uint64_t FREEZE_LBRS_ON_PMI = ONE << 11;
 const uint64_t FREEZE_PERFMON_ON_PMI = ONE << 12;
-const uint64_t DEBUG_CONTROL = (ONE << 1) | FREEZE_PERFMON_ON_PMI | (ONE << 14);
+const uint64_t DEBUG_CONTROL = (ONE << 1) | FREEZE_LBRS_ON_PMI | FREEZE_PERFMON_ON_PMI | (ONE << 14);
 
-// IA32_PERF_CAPABILITIES: FW_WRITE alone.
-const uint64_t CAPABILITIES = ONE << 13;
+// IA32_PERF_CAPABILITIES: FREEZE_WHILE_SMM, FW_WRITE.
+const uint64_t CAPABILITIES = (ONE << 12) | (ONE << 13);
 
 // IA32_MISC_ENABLE: performance monitoring available; BTS and PEBS unavailable. Fast strings may be switched, the others are
 // read-only and keep their value whatever is written.
@@ -226,7 +229,8 @@ bool PmuModel::fixed_runs(unsigned n) const {
 
 // What counter `n` adds for the step. With CMASK it counts periods with at least that many events, or fewer with INV, which has
 // no effect without CMASK. With edge detection it counts the periods in which that condition begins; CMASK 0 means one event.
-// A step in which the counter does not count leaves its edge detector alone, and a write to the selector clears it.
+// The condition is one "that can be expressed by the other fields", which the level and the enable are: it does not hold in a
+// step in which the counter does not count, nor after a write to the selector.
 uint64_t PmuModel::increment(unsigned n, const Step &step) {
   const uint64_t selector = this->selector[n];
   const Event event = PmuModel::event(selector);
@@ -256,9 +260,13 @@ bool PmuModel::add(uint64_t *counter, uint64_t delta, unsigned status_bit) {
 bool PmuModel::step(const Step &step) {
   const bool user = step.cpl != 0;
   bool interrupt = false, raised = false;
-  if (!frozen()) {
+  if (frozen()) std::fill(asserted, asserted + GENERAL, false);
+  else {
     for (unsigned n = 0; n < GENERAL; n++) {
-      if (!general_runs(n) || !(selector[n] & (user ? USR : OS))) continue;
+      if (!general_runs(n) || !(selector[n] & (user ? USR : OS))) {
+        asserted[n] = false;
+        continue;
+      }
       if (add(&general[n], increment(n, step), n) && (selector[n] & INT)) interrupt = true;
     }
     const uint64_t fixed_events[FIXED] = {step.instructions, step.cycles, step.reference_cycles, step.cycles * SLOTS_PER_CYCLE};
@@ -277,6 +285,7 @@ bool PmuModel::step(const Step &step) {
     raise_in = skid;
   }
   if (raised && (debug_control & FREEZE_PERFMON_ON_PMI)) status |= CTR_FRZ;
+  if (raised && (debug_control & FREEZE_LBRS_ON_PMI)) status |= LBR_FRZ;
   return raised;
 }
 

@@ -50,7 +50,7 @@ unsafe fn round_trip(msr: u32, value: u64, what: &'static str) -> Outcome {
 
 unsafe fn round_trips() -> Outcome {
     for n in 0..8 {
-        round_trip(PERFEVTSEL + n, 0xffdf_ffff & !EN, "PERFEVTSEL")?;
+        round_trip(PERFEVTSEL + n, 0xffd7_ffff & !EN, "PERFEVTSEL")?;
         round_trip(A_PMC + n, 0x1234_5678_9abc + u64::from(n), "A_PMC")?;
     }
     for n in 0..4 {
@@ -63,15 +63,15 @@ unsafe fn round_trips() -> Outcome {
 
 unsafe fn reserved() -> Outcome {
     let legal = [
-        (PERFEVTSEL + 1, 0xffdf_ffff),
+        (PERFEVTSEL + 1, 0xffd7_ffff),
         (FIXED_CTR_CTRL, 0xbbbb),
         (GLOBAL_CTRL, ALL),
         (A_PMC + 7, LAST),
         (FIXED_CTR + 3, LAST),
-        (STATUS_RESET, ALL | CTR_FRZ | 7 << 61),
-        (STATUS_SET, ALL | CTR_FRZ | 3 << 61),
-        // BTF and the freezing of SMM are a hypervisor's to give or not.
-        (DEBUGCTL, 1 << 12 | 1 << 1 | 1 << 14),
+        (STATUS_RESET, ALL | LBR_FRZ | CTR_FRZ | 7 << 61),
+        (STATUS_SET, ALL | LBR_FRZ | CTR_FRZ | 3 << 61),
+        // BTF and the freezing of branch records and SMM are a hypervisor's to give or not.
+        (DEBUGCTL, 1 << 12 | 1 << 1 | 1 << 11 | 1 << 14),
     ];
     for (msr, legal) in legal {
         for bit in (0..64).filter(|bit| legal >> bit & 1 == 0) {

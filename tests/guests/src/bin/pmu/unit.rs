@@ -42,6 +42,8 @@ pub(crate) const MISSES: u64 = 0x412e;
 
 /// Largest value of a counter.
 pub(crate) const LAST: u64 = (1 << 48) - 1;
+/// Bit of GLOBAL_STATUS: branch records are frozen.
+pub(crate) const LBR_FRZ: u64 = 1 << 58;
 /// Bit of GLOBAL_STATUS: all counters are frozen.
 pub(crate) const CTR_FRZ: u64 = 1 << 59;
 /// General-purpose and fixed counters in the GLOBAL registers.

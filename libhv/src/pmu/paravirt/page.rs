@@ -39,16 +39,22 @@ impl Paravirt {
     #[inline(always)]
     fn write_exit(&mut self, kind: Kind, trace: &Trace, memory: &mut GuestMemory) {
         let Some(page) = self.page else { return };
-        let reason = Reason::from(kind);
-        let (sequence, exits, ticks) = (self.sequence, self.exits(reason, trace), self.stolen_ticks);
+        let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(2);
         // The page was memory when the guest named it, and memory stays.
         let _ = memory.write_page(page, |words| {
-            words.set(SEQUENCE, sequence.wrapping_add(1));
-            words.set(EXITS + reason.number() as usize, exits);
-            words.set(STOLEN_TICKS, ticks);
-            words.set(SEQUENCE, sequence.wrapping_add(2));
+            self.each_word_of_exit(sequence, kind, trace, |number, value| words.set(number, value));
         });
+    }
+
+    /// Gives `set` the words that an exit changes, in the order in which a reader may see them.
+    #[inline(always)]
+    pub(super) fn each_word_of_exit(&self, sequence: u64, kind: Kind, trace: &Trace, mut set: impl FnMut(usize, u64)) {
+        let reason = Reason::from(kind);
+        set(SEQUENCE, sequence.wrapping_add(1));
+        set(EXITS + reason.number() as usize, self.exits(reason, trace));
+        set(STOLEN_TICKS, self.stolen_ticks);
+        set(SEQUENCE, sequence.wrapping_add(2));
     }
 
     #[inline(never)]

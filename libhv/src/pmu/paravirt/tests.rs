@@ -103,10 +103,11 @@ fn enable_and_disable_enclose_what_happens_between_them_and_not_themselves() {
 fn a_halted_guest_is_not_stolen_from() {
     let mut world = World::new();
     assert_eq!(world.call(Operation::Page, 0, 0x3000), Ok(()));
-    let before = world.page(0x3000).stolen_ticks;
+    let (before, sequence) = (world.page(0x3000).stolen_ticks, world.page(0x3000).sequence);
     world.exit(Kind::Halt, 1_000_000);
+    assert_eq!(world.page(0x3000).sequence, sequence + 2);
     world.exit(Kind::Cpuid, 7);
-    assert_eq!(world.page(0x3000).stolen_ticks, before + 7);
+    assert_eq!((world.page(0x3000).stolen_ticks, world.page(0x3000).sequence), (before + 7, sequence + 4));
 }
 
 /// All the host writes while a reader may look is between an odd and an even sequence.
@@ -178,4 +179,28 @@ fn a_bad_state_is_refused_by_the_checks_of_calls_and_takes_no_counter() {
         change(&mut state);
         assert_eq!(restore(&state), (Err(*why), 0), "case {number}");
     }
+}
+
+/// The first to look at an overflow may be a call: the guest is told all the same (B3).
+#[test]
+fn an_overflow_that_a_call_finds_is_notified_too() {
+    for (operation, raised) in [(Operation::Read, 1), (Operation::Disable, 1), (Operation::Close, 0)] {
+        let mut world = World::new();
+        let interrupts = Counted::Software(Software::InjectedInterrupts);
+        assert_eq!(world.open(&Request { period: 2, notify: true, ..request(0, interrupts) }), Ok(()));
+        assert_eq!(world.call(Operation::Enable, 0, 0), Ok(()));
+        (0..3).for_each(|_| world.paravirt.count_interrupt());
+        assert_eq!(world.call(operation, 0, 0), Ok(()));
+        assert_eq!(world.raised, raised, "{operation:?}");
+    }
+}
+
+/// The order in which another processor sees what an exit changes: nothing of it outside an odd sequence.
+#[test]
+fn what_an_exit_changes_is_written_while_the_sequence_is_odd() {
+    let mut world = World::new();
+    world.exit(Kind::Halt, 1);
+    let mut words = std::vec::Vec::new();
+    world.paravirt.each_word_of_exit(6, Kind::Halt, &world.trace, |number, value| words.push((number, value)));
+    assert_eq!(words, [(2, 7), (32 + 16, 1), (4, 0), (2, 8)]);
 }

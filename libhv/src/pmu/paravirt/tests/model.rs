@@ -91,7 +91,7 @@ pub(super) struct World {
     pub(super) trace: Trace,
     pub(super) lab: Lab,
     /// Notifications that were raised.
-    raised: u64,
+    pub(super) raised: u64,
 }
 
 impl World {

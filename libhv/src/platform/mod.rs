@@ -7,6 +7,8 @@ pub(crate) mod apic;
 pub(crate) mod clock;
 #[cfg(target_os = "none")]
 mod heap;
+#[cfg(target_os = "none")]
+mod host_pmi;
 mod input;
 pub mod interrupts;
 pub mod layout;

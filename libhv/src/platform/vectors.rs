@@ -1,7 +1,7 @@
 //! The interrupt descriptor table and the stubs behind it.
 #![expect(unsafe_code, reason = "interrupt entry is assembly")]
 
-use super::interrupts;
+use super::{host_pmi, interrupts};
 use hermit_sync::OnceCell;
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
@@ -92,7 +92,10 @@ libhv_entered:
 /// What the stubs call.
 extern "C" fn entered(frame: &Entered) {
     match frame.vector as u8 {
-        2 => interrupts::serve(2),
+        2 => {
+            interrupts::serve(2);
+            host_pmi::nmi(frame.rip);
+        }
         vector @ 0..=31 => {
             let cr2 = x86_64::registers::control::Cr2::read_raw();
             panic!(

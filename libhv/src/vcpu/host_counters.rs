@@ -38,6 +38,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             .map_err(|_| Error::Unsupported(Requirement::HostCounters))?;
         let mut guest = Bank::default();
         counters.adopt(&mut guest, &mut self.backend);
+        counters.post().publish();
         counters.start(self.index, &mut self.backend, world.host);
         self.beside = Some(Box::new(Beside { counters, guest }));
         Ok(())

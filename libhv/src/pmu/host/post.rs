@@ -9,12 +9,13 @@ use super::events::{Assigned, Bark, HostEvents, MAX_EVENTS, Sample};
 use crate::hw::PmuHardware;
 use crate::pmu::bank::counter_register;
 use crate::pmu::capability::PmuCapability;
-use crate::pmu::registers::{CounterIndex, PmuRegister};
+use crate::pmu::registers::{CounterIndex, Maker, PmuRegister};
 use crate::time::Tsc;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use hermit_sync::OnceCell;
 
 /// Samples that wait for the run loop; a power of two. Those beyond are counted as lost.
 const KEPT: usize = 64;
@@ -35,6 +36,8 @@ pub enum Verdict {
     Served,
     /// That of an overflow which has been served already, or of the guest's.
     Late,
+    /// The counters are stopped: it has been taken down for the run loop.
+    Noted,
     /// None of this: another source's.
     Strange,
 }
@@ -81,7 +84,25 @@ pub struct Post {
     lost: AtomicU64,
 }
 
+/// The account that the handler of NMIs serves.
+static PUBLISHED: OnceCell<&'static Post> = OnceCell::new();
+
 impl Post {
+    /// Has the handler of NMIs serve this account; the first one published stays.
+    pub fn publish(&'static self) {
+        PUBLISHED.get_or_init(|| self);
+    }
+
+    /// Returns the account that the handler of NMIs serves.
+    pub fn published() -> Option<&'static Self> {
+        PUBLISHED.get().copied()
+    }
+
+    /// Returns whose registers the counters are in.
+    pub fn maker(&self) -> Maker {
+        self.pmu.maker
+    }
+
     pub(super) fn new(pmu: &PmuCapability, events: &HostEvents, assigned: &[Assigned]) -> &'static Self {
         let progress = assigned.iter().take(MAX_EVENTS).map(|event| Progress {
             event: *event,
@@ -155,7 +176,7 @@ impl Post {
     }
 
     /// Serves an NMI that the processor took, on this processor, with no other in progress. In the host it is the
-    /// handler of NMIs that calls this. Unless it is [`Verdict::Strange`] or the counters are stopped, the caller routes
+    /// handler of NMIs that calls this. After [`Verdict::Served`] and [`Verdict::Late`] the caller routes
     /// LVTPC to the host again, which has masked itself.
     pub fn nmi(&self, place: Option<Place>, now: Tsc, hardware: &mut impl PmuHardware) -> Verdict {
         if !self.running.load(Relaxed) {
@@ -163,7 +184,7 @@ impl Post {
                 self.came_at.store(rip, Relaxed);
                 self.came.store(true, Relaxed);
             }
-            return Verdict::Late;
+            return Verdict::Noted;
         }
         self.pause(hardware);
         let overflowed = self.take_counts(hardware, place, now);

@@ -254,7 +254,7 @@ impl HostPmu {
     /// the NMI was.
     pub fn on_nmi(&mut self, hardware: &mut impl PmuHardware, host: &mut (impl Host + PmiHost), rip: u64) -> Verdict {
         let verdict = self.post.nmi(self.guest.then_some(Place::Guest(rip)), host.now(), hardware);
-        if verdict != Verdict::Strange && self.plan != Plan::Partition {
+        if matches!(verdict, Verdict::Served | Verdict::Late) && self.plan != Plan::Partition {
             host.route_pmi(PmiRoute::Host);
         }
         verdict

@@ -278,7 +278,7 @@ pub struct PageFault {
 pub enum Resolution {
     /// The next room is asked.
     NotMine,
-    /// The instruction was executed: go on after it.
+    /// The instruction was executed: go on after it. It counts as one that retired (requirement A26).
     Complete,
     /// Go on where the guest stands: the cause has been removed, or RIP was set.
     Retry,

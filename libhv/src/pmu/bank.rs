@@ -4,6 +4,8 @@ use super::capability::PmuCapability;
 use super::registers::{CounterIndex, MAX_COUNTERS, Maker, PmuRegister};
 use crate::hw::PmuHardware;
 
+/// IA32_PERF_GLOBAL_STATUS.CondChgd: can be cleared and not set (SDM Vol. 4, IA32_PERF_GLOBAL_STATUS_SET).
+const CHANGED: u64 = 1 << 63;
 const COUNT: usize = MAX_COUNTERS as usize;
 
 /// The registers of one PMU, as the processor holds them: selectors are those the filter let through.
@@ -106,8 +108,8 @@ impl Bank {
             }
         }
         if pmu.has_global_control() {
-            let (raise, drop) =
-                (self.global_status & !present.global_status, present.global_status & !self.global_status);
+            let raise = self.global_status & !present.global_status & !CHANGED;
+            let drop = present.global_status & !self.global_status;
             put(PmuRegister::StatusReset, drop, 0);
             if pmu.has_status_set() {
                 put(PmuRegister::StatusSet, raise, 0);

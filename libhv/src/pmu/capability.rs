@@ -39,6 +39,9 @@ pub struct PmuCapability {
     pub core_extensions: bool,
     /// The architectural last-branch records' greatest depth (CPUID.1CH); 0 without.
     pub lbr_depth: u8,
+    /// The processor has counters beside these, which are nobody's: more of a kind than there is room for here, or such
+    /// as leaf 23H alone tells of. Registers that speak of all counters, and RDPMC, reach them too (A12).
+    pub has_more: bool,
 }
 
 impl PmuCapability {
@@ -59,12 +62,17 @@ impl PmuCapability {
         if version == 0 || counters == 0 {
             return None;
         }
-        let contiguous = if version >= 2 { edx.get_bits(0..5).min(MAX_COUNTERS.into()) } else { 0 };
+        let contiguous = if version >= 2 { edx.get_bits(0..5) } else { 0 };
         let listed = if version >= 5 { ecx } else { 0 };
-        let fixed = ((1u32 << contiguous) - 1 | listed) as u8;
+        let all_fixed = (1u32 << contiguous) - 1 | listed;
+        let fixed = all_fixed as u8;
         let known = eax.get_bits(24..32).min(ARCHITECTURAL_EVENTS);
         let beyond = u32::MAX << known & ((1 << ARCHITECTURAL_EVENTS) - 1);
         let has_capabilities = cpuid.cpuid(1, 0)[2].get_bit(15);
+        let [more_counters, more_fixed] = Self::listed_by_leaf_23(cpuid, max);
+        let within = u32::MAX >> (32 - counters.min(MAX_COUNTERS));
+        let has_more = counters > MAX_COUNTERS || more_counters & !within != 0;
+        let has_more_fixed = (all_fixed | more_fixed) & !u32::from(fixed) != 0;
         let has_lbr = max >= 0x1C && cpuid.cpuid(7, 0)[3].get_bit(19);
         let depths = if has_lbr { cpuid.cpuid(0x1C, 0)[0] as u8 } else { 0 };
         Some(Self {
@@ -79,7 +87,18 @@ impl PmuCapability {
             any_thread_deprecated: edx.get_bit(15),
             core_extensions: false,
             lbr_depth: if depths == 0 { 0 } else { 8 * (8 - depths.leading_zeros() as u8) },
+            has_more: has_more || has_more_fixed,
         })
+    }
+
+    /// Returns the general-purpose and the fixed-function counters that leaf 23H lists; 0 without such a leaf.
+    fn listed_by_leaf_23(cpuid: &impl CpuidSource, max: u32) -> [u32; 2] {
+        const LISTS_COUNTERS: usize = 1;
+        if max < 0x23 || !cpuid.cpuid(0x23, 0)[0].get_bit(LISTS_COUNTERS) {
+            return [0; 2];
+        }
+        let [general, fixed, ..] = cpuid.cpuid(0x23, 1);
+        [general, fixed]
     }
 
     fn of_amd(cpuid: &impl CpuidSource) -> Option<Self> {
@@ -105,6 +124,7 @@ impl PmuCapability {
             any_thread_deprecated: true,
             core_extensions: core_extensions || second,
             lbr_depth: 0,
+            has_more: counters > MAX_COUNTERS,
         })
     }
 
@@ -245,6 +265,30 @@ mod tests {
         let bits = |version| PmuCapability::of(&with(version), || 0).expect("a PMU").selector_bits();
         assert_eq!(bits(2) & EventSelector::ANY_THREAD, 0);
         assert_ne!(bits(3) & EventSelector::ANY_THREAD, 0);
+    }
+
+    /// A12, T-A6: what there is no room for is not forgotten, so that nothing passes that reaches it.
+    #[test]
+    fn counters_beyond_the_eighth_and_those_of_leaf_23_are_known_of() {
+        const LEAF_23: (u32, Leaf) = (0x23, [0b11, 0xFF, 0, 0]);
+        let of = |leaf_0a, leaf_23: (u32, Leaf)| {
+            // Leaf 23H says the same for each of its subleaves here: 0 and 1 are valid, counters 0 and 1, and 0 to 7.
+            let max = [leaf_23.0.max(0x20), INTEL[1], INTEL[2], INTEL[3]];
+            PmuCapability::of(&Leaves([(0, max), (0xA, leaf_0a), leaf_23]), || 0).expect("a PMU").has_more
+        };
+        let none = (1, [0; 4]);
+        assert!(!of([0x0830_0805, 0, 0xFF, 0x8604], none));
+        assert!(of([0x0830_0A05, 0, 0xF, 0x8604], none), "ten general-purpose counters");
+        assert!(of([0x0830_0805, 0, 0x100, 0x8604], none), "a ninth fixed-function counter");
+        assert!(of([0x0830_0805, 0, 0xF, 0x8609], none), "nine of them without a gap");
+        assert!(!of([0x0830_0806, 0, 0xFF, 0x8604], LEAF_23));
+        assert!(of([0x0830_0806, 0, 0xF, 0x8604], LEAF_23), "fixed-function counters 4 to 7 are in leaf 23H alone");
+        assert!(of([0x0830_0106, 0, 0xFF, 0x8604], LEAF_23), "and so is the second general-purpose one");
+        let amd = |counters| {
+            let leaves = [(0, AMD), (0x8000_0000, [0x8000_0022, 0, 0, 0]), (0x8000_0022, [1, counters, 0, 0])];
+            PmuCapability::of(&Leaves(leaves), || 0).expect("a PMU").has_more
+        };
+        assert!(!amd(8) && amd(12));
     }
 
     #[test]

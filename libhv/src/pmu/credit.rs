@@ -32,6 +32,12 @@ fn counts(selector: EventSelector, maker: Maker) -> Option<Counts> {
     // One instruction in a period of the clock: a threshold above 1 is not reached, and edges and periods without are
     // not the instruction's.
     let threshold = selector.0.get_bits(24..32);
+    // Outside transactions alone (IN_TXCP), and with PEBS (bit 34), it is still the same event; in them (IN_TX), or by more
+    // bits of a unit mask, another.
+    let another = maker == Maker::Intel && selector.0 & !(0b110 << 32 | 0xFFFF_FFFF) != 0;
+    if another {
+        return None;
+    }
     if selector.0.get_bit(EDGE) || selector.0.get_bit(INVERT) || threshold > 1 || !selector.enabled() {
         return None;
     }
@@ -106,6 +112,9 @@ mod tests {
         assert!(counts(branches, 0, true) && !counts(branches, 0, false));
         assert!(!counts(branches | 0x1100, 0, true), "a conditional branch is not emulated");
         assert!(!counts(INSTRUCTIONS & !EventSelector::ENABLE | SYSTEM, 0, false));
+        assert!(!counts(INSTRUCTIONS | SYSTEM | 1 << 32, 0, false), "it is in no transaction");
+        assert!(!counts(INSTRUCTIONS | SYSTEM | 1 << 40, 0, false), "a second unit mask is another event");
+        assert!(counts(INSTRUCTIONS | SYSTEM | 1 << 33, 0, false));
         assert!(
             counts(INSTRUCTIONS | SYSTEM | 1 << 24, 0, false) && !counts(INSTRUCTIONS | SYSTEM | 2 << 24, 0, false)
         );
@@ -116,7 +125,7 @@ mod tests {
         fn masks_say_what_each_counter_says(selectors: [u64; 8], control: u64, cpl in 0u8..4, branch: bool) {
             let pmu = PmuCapability {
                 maker: Maker::Intel, version: 5, counters: 6, width: 48, fixed: 0b111, fixed_width: 48, missing_events: 0,
-                capabilities: 0, any_thread_deprecated: true, core_extensions: false, lbr_depth: 0,
+                capabilities: 0, any_thread_deprecated: true, core_extensions: false, lbr_depth: 0, has_more: false,
             };
             let selectors = selectors.map(|bits| bits & 0x00F7_11C4 | 0xC0);
             let retired = Retired { cpl, branch };

@@ -447,6 +447,7 @@ mod tests {
             any_thread_deprecated: true,
             core_extensions: false,
             lbr_depth: 0,
+            has_more: false,
         };
         let share = PmuShare { counters: 6, fixed: 0b0111, lbr: false };
         let view = PmuView::decide(&host, &share, Means::Passed, GlobalSwitch::Hardware);

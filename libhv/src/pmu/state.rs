@@ -380,6 +380,7 @@ mod tests {
             any_thread_deprecated: false,
             core_extensions: false,
             lbr_depth: 0,
+            has_more: false,
         }
     }
     fn view(host: &PmuCapability, means: Means) -> PmuView {

@@ -5,12 +5,15 @@
 //! it takes bits in a passed register that the view calls reserved (IN_TX, adaptive PEBS, IA32_PERF_GLOBAL_CTRL[48]).
 //! None of them shows a guest, or counts, anything but itself; where one could, the register does not pass.
 
+mod passing;
 #[cfg(test)]
 pub(in crate::pmu) mod tests;
 
-use super::capability::{FULL_WIDTH_WRITES, PERF_METRICS, PmuCapability};
+use super::capability::{FULL_WIDTH_WRITES, PmuCapability};
 use super::policy::{Means, PmuShare};
-use super::registers::{BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
+use super::registers::{
+    BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_BRANCHES, MAX_COUNTERS, Maker, PmuRegister,
+};
 use crate::hw::pmu::GlobalSwitch;
 use crate::vcpu::cpuid::{CpuidSource, CpuidTable, Feature, Leaf};
 
@@ -31,8 +34,9 @@ const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 const FREEZE_LBRS_ON_PMI: u64 = 1 << 11;
 /// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
 const FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
-/// IA32_PERF_GLOBAL_STATUS: Ovf_Uncore, OvfBuf.
-const STATUS_ALWAYS: u64 = 1 << 61 | 1 << 62;
+/// IA32_PERF_GLOBAL_STATUS: OvfBuf, and from version 3 on Ovf_Uncore.
+const STATUS_BUFFER: u64 = 1 << 62;
+const STATUS_UNCORE: u64 = 1 << 61;
 /// IA32_PERF_GLOBAL_STATUS from version 4 on: LBR_Frz, CTR_Frz.
 const STATUS_FROZEN: u64 = 1 << 58 | 1 << 59;
 /// IA32_PERF_GLOBAL_STATUS: CondChgd, which can be cleared and not set.
@@ -195,6 +199,7 @@ impl PmuView {
             any_thread_deprecated: true,
             core_extensions: false,
             lbr_depth: if lbr { host.lbr_depth } else { 0 },
+            has_more: false,
         }
     }
 
@@ -206,7 +211,16 @@ impl PmuView {
             _ => return None,
         };
         let version = host.version.min(2);
-        Some(PmuCapability { version, counters, core_extensions, capabilities: 0, lbr_depth: 0, fixed: 0, ..*host })
+        Some(PmuCapability {
+            version,
+            counters,
+            core_extensions,
+            has_more: false,
+            capabilities: 0,
+            lbr_depth: 0,
+            fixed: 0,
+            ..*host
+        })
     }
 
     /// Hides the architectural events that a filter denies (CPUID.0AH:EBX), and keeps what the filter must see from
@@ -357,8 +371,12 @@ impl PmuView {
             PmuRegister::InUse,
             PmuRegister::Capabilities,
         ];
+        const BRANCHES: [fn(u8) -> BranchRegister; 3] =
+            [BranchRegister::From, BranchRegister::To, BranchRegister::Info];
         let numbered = NUMBERED.into_iter().flat_map(|register| (0..MAX_COUNTERS).map(register));
-        numbered.chain(SINGLE).filter(|register| self.exists(*register))
+        let records = BRANCHES.into_iter().flat_map(|register| (0..MAX_BRANCHES).map(register));
+        let branches = [BranchRegister::Control, BranchRegister::Depth].into_iter().chain(records);
+        numbered.chain(SINGLE).chain(branches.map(PmuRegister::Branch)).filter(|register| self.exists(*register))
     }
 
     /// Returns the bits that IA32_PERF_GLOBAL_STATUS can have set by IA32_PERF_GLOBAL_STATUS_SET.
@@ -366,8 +384,9 @@ impl PmuView {
     pub fn status_bits(&self) -> u64 {
         let more = match (self.guest.maker, self.guest.version) {
             (Maker::Amd, _) => 0,
-            (Maker::Intel, 0..4) => STATUS_ALWAYS,
-            (Maker::Intel, _) => STATUS_ALWAYS | STATUS_FROZEN,
+            (Maker::Intel, 0..3) => STATUS_BUFFER,
+            (Maker::Intel, 3) => STATUS_BUFFER | STATUS_UNCORE,
+            (Maker::Intel, _) => STATUS_BUFFER | STATUS_UNCORE | STATUS_FROZEN,
         };
         self.guest.control_bits() | more
     }
@@ -442,62 +461,6 @@ impl PmuView {
             Some(CounterIndex::General(n)) if self.guest.has_counter(n) => Ok(CounterIndex::General(n)),
             Some(CounterIndex::Fixed(n)) if self.guest.has_fixed(n) => Ok(CounterIndex::Fixed(n)),
             _ => Err(Fault::Absent),
-        }
-    }
-
-    // What does not leave the guest
-
-    /// Returns whether the guest has every counter that the processor has, in its width (A9): only then do registers
-    /// that speak of all counters at once show nothing that is not the guest's.
-    #[inline]
-    pub fn matches_hardware(&self) -> bool {
-        let (guest, host) = (&self.guest, &self.host);
-        guest.counters == host.counters
-            && guest.fixed == host.fixed
-            && guest.width == host.width
-            && guest.fixed_width == host.fixed_width
-    }
-
-    /// Returns whether RDPMC does not leave the guest. It does where the processor has performance metrics, which are
-    /// read by it and are not the guest's (A8).
-    #[inline]
-    pub fn passes_rdpmc(&self) -> bool {
-        self.means == Means::Passed && self.matches_hardware() && self.host.capabilities & PERF_METRICS == 0
-    }
-
-    /// Returns whether the processor refuses what no guest may write to a selector: AnyThread, and on AMD's processors
-    /// to count the host.
-    fn selectors_are_safe(&self) -> bool {
-        self.host.maker == Maker::Intel && (self.host.any_thread_deprecated || self.host.version < 3)
-    }
-
-    /// Returns which accesses to a register do not leave the guest (A10, A11, A12). `unaltered` says that the register
-    /// holds what the guest wrote there: a filter lets reads of such a selector pass.
-    pub fn passes(&self, register: PmuRegister, unaltered: bool) -> Passed {
-        let (none, all) = (Passed::default(), Passed { read: true, write: true });
-        let when = |condition: bool, passed: Passed| if condition { passed } else { none };
-        if self.means != Means::Passed || !self.exists(register) {
-            return none;
-        }
-        let selectors = Passed {
-            read: self.host.maker == Maker::Intel && (!self.filters || unaltered),
-            write: self.selectors_are_safe() && !self.filters,
-        };
-        match register {
-            PmuRegister::Counter(_) | PmuRegister::FullCounter(_) | PmuRegister::Fixed(_) => all,
-            PmuRegister::Selector(_) | PmuRegister::CoreSelector(_) => selectors,
-            PmuRegister::FixedControl => when(self.guest.fixed == self.host.fixed, selectors),
-            PmuRegister::GlobalControl | PmuRegister::StatusReset | PmuRegister::StatusSet => {
-                when(self.matches_hardware(), all)
-            }
-            PmuRegister::GlobalStatus => when(self.matches_hardware(), Passed { read: true, write: false }),
-            PmuRegister::InUse => {
-                let read = self.matches_hardware() && selectors.read;
-                Passed { read, write: false }
-            }
-            PmuRegister::Capabilities => none,
-            // Entry and exit switch what records: no branch of the host is in the records.
-            PmuRegister::Branch(_) => all,
         }
     }
 }

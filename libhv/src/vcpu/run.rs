@@ -90,8 +90,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         match resolution {
             Resolution::Complete => {
                 self.backend.advance_past(exit, rip, world.memory);
+                self.retired(false, world);
                 if exit.is_instruction() {
-                    self.retired(false, world);
                     return None;
                 }
             }

@@ -86,6 +86,7 @@ impl EmulatedPmu {
             any_thread_deprecated: true,
             core_extensions: false,
             lbr_depth: 0,
+            has_more: false,
         })
     }
 

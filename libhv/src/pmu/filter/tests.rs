@@ -141,6 +141,7 @@ fn the_policies_agree_and_cpuid_shows_what_they_deny() {
         any_thread_deprecated: true,
         core_extensions: false,
         lbr_depth: 0,
+        has_more: false,
     };
     struct NoBranches;
     impl ConstFilter for NoBranches {

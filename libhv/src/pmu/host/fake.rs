@@ -25,6 +25,7 @@ pub(in crate::pmu) fn intel() -> PmuCapability {
         any_thread_deprecated: true,
         core_extensions: false,
         lbr_depth: 0,
+        has_more: false,
     }
 }
 

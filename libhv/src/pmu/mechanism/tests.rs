@@ -1,6 +1,7 @@
 //! The mechanism on `sim`'s PMU: what a guest counts, what it cannot, and what moves when.
 
 use super::rig::{BRANCH, Fault, ONE, Rig, TestGuest};
+use crate::pmu::bank::Bank;
 use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy};
 use crate::sim::Random;
 use crate::sim::pmu::{amd, intel};
@@ -378,4 +379,29 @@ fn branch_records_go_with_their_guest() {
     rig.resume(&mut one);
     assert_eq!([0, 3, 7].map(|n| rig.rdmsr(&mut one, FROM + n)), [Ok(0x1000), Ok(0x1003), Ok(0)]);
     assert_eq!((one.exits, other.exits), (0, 0));
+}
+
+/// T-A13: CondChgd, which a processor may set by itself, cannot be set by software: it does not come back, and nothing
+/// faults on its account.
+#[test]
+fn a_status_bit_that_nothing_sets_is_not_restored() {
+    let mut rig = Rig::intel(intel::Config::default());
+    let found = Bank { global_status: 1 << 63 | 0b11, ..Bank::default() };
+    found.put(&rig.capability, &Bank::default(), &mut rig.registers);
+    assert_eq!(rig.registers.pmu.host_read(STATUS), 0b11);
+}
+
+/// A12, T-A6: where the processor has counters that nobody can be given, what reaches them leaves the guest.
+#[test]
+fn a_counter_beyond_those_there_is_room_for_is_out_of_reach() {
+    let mut rig = Rig::intel(intel::Config::default());
+    rig.capability.has_more = true;
+    let mut guest = rig.guest(Passthrough::new());
+    rig.resume(&mut guest);
+    assert_eq!(rig.rdpmc(&mut guest, 8), Err(Fault));
+    assert_eq!(rig.wrmsr(&mut guest, CONTROL, 1 << 8), Err(Fault));
+    assert_eq!(guest.exits, 2);
+    rig.wrmsr(&mut guest, CONTROL, 0xFF).expect("legal");
+    rig.wrmsr(&mut guest, STATUS_RESET, 0xFF).expect("legal");
+    assert_eq!((rig.rdpmc(&mut guest, 7), guest.exits), (Ok(0), 5));
 }

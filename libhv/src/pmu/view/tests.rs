@@ -78,7 +78,8 @@ impl Said {
             };
         }
         let control = || (0..8).filter(|n| self.has_fixed(*n)).fold(0, |bits, n| bits | 0b1011 << (4 * n));
-        let status = self.enables() | 3 << 61 | if version >= 4 { 3 << 58 } else { 0 };
+        let uncore = if version >= 3 { 1 << 61 } else { 0 };
+        let status = self.enables() | 1 << 62 | uncore | if version >= 4 { 3 << 58 } else { 0 };
         let canonical = ((value as i64) << 16 >> 16 == value as i64).then_some(value);
         let full_width = self.pdcm && self.capabilities >> 13 & 1 != 0;
         match msr {
@@ -120,44 +121,51 @@ impl Said {
 
 pub(in crate::pmu) fn any_host() -> impl Strategy<Value = PmuCapability> {
     let intel =
-        (1u8..=7, 1u8..=8, 32u8..=64, any::<u8>(), 32u8..=64, any::<u32>(), any::<u64>(), any::<bool>(), 0u8..=8)
-            .prop_map(|(version, counters, width, fixed, fixed_width, missing, capabilities, deprecated, lbr)| {
-                let fixed = match version {
-                    1 => 0,
-                    2..5 => contiguous(fixed),
-                    _ => fixed,
-                };
-                PmuCapability {
-                    maker: Maker::Intel,
-                    version,
-                    counters,
-                    width,
-                    fixed,
-                    fixed_width: if fixed == 0 { 0 } else { fixed_width },
-                    missing_events: missing & 0xFF,
-                    capabilities,
-                    any_thread_deprecated: deprecated,
-                    core_extensions: false,
-                    lbr_depth: 8 * lbr,
-                }
-            });
-    let amd = (any::<bool>(), any::<bool>(), 1u8..=8).prop_map(|(second, extended, counters)| PmuCapability {
-        maker: Maker::Amd,
-        version: if second { 2 } else { 1 },
-        counters: match (second, extended) {
-            (true, _) => counters,
-            (_, true) => 6,
-            _ => 4,
-        },
-        width: 48,
-        fixed: 0,
-        fixed_width: 0,
-        missing_events: 0,
-        capabilities: 0,
-        any_thread_deprecated: true,
-        core_extensions: second || extended,
-        lbr_depth: 0,
-    });
+        (1u8..=7, 1u8..=8, 32u8..=64, any::<u8>(), 32u8..=64, any::<u32>(), any::<u64>(), any::<[bool; 2]>(), 0u8..=8)
+            .prop_map(
+                |(version, counters, width, fixed, fixed_width, missing, capabilities, [deprecated, has_more], lbr)| {
+                    let fixed = match version {
+                        1 => 0,
+                        2..5 => contiguous(fixed),
+                        _ => fixed,
+                    };
+                    PmuCapability {
+                        maker: Maker::Intel,
+                        version,
+                        counters,
+                        width,
+                        fixed,
+                        fixed_width: if fixed == 0 { 0 } else { fixed_width },
+                        missing_events: missing & 0xFF,
+                        capabilities,
+                        any_thread_deprecated: deprecated,
+                        core_extensions: false,
+                        lbr_depth: 8 * lbr,
+                        has_more,
+                    }
+                },
+            );
+    let amd =
+        (any::<bool>(), any::<bool>(), 1u8..=8, any::<bool>()).prop_map(|(second, extended, counters, has_more)| {
+            PmuCapability {
+                maker: Maker::Amd,
+                version: if second { 2 } else { 1 },
+                counters: match (second, extended) {
+                    (true, _) => counters,
+                    (_, true) => 6,
+                    _ => 4,
+                },
+                width: 48,
+                fixed: 0,
+                fixed_width: 0,
+                missing_events: 0,
+                capabilities: 0,
+                any_thread_deprecated: true,
+                core_extensions: second || extended,
+                lbr_depth: 0,
+                has_more,
+            }
+        });
     prop_oneof![3 => intel, 1 => amd]
 }
 
@@ -252,6 +260,7 @@ fn any_simulated() -> impl Strategy<Value = (intel::Config, PmuCapability)> {
                 any_thread_deprecated: version == 5,
                 core_extensions: false,
                 lbr_depth: 0,
+                has_more: false,
             };
             (config, host)
         },
@@ -303,7 +312,7 @@ proptest! {
     fn nothing_passes_that_reaches_beyond_the_guest(view in any_view(), unaltered: bool) {
         let (guest, host) = (view.guest(), view.host());
         let intel = host.maker == Maker::Intel;
-        let all = (guest.counters, guest.fixed) == (host.counters, host.fixed);
+        let all = (guest.counters, guest.fixed) == (host.counters, host.fixed) && !host.has_more;
         let any_thread = intel && host.version >= 3 && !host.any_thread_deprecated;
         for number in numbers() {
             let Some(register) = PmuRegister::of(Msr(number), host.maker) else { continue };
@@ -312,7 +321,7 @@ proptest! {
             let selects = matches!(register, PmuRegister::Selector(_) | PmuRegister::CoreSelector(_));
             let (read, write) = match register {
                 _ if view.means() == Means::Emulated || !view.exists(register) => (false, false),
-                _ if counts => (true, true),
+                _ if counts || matches!(register, PmuRegister::Branch(_)) => (true, true),
                 PmuRegister::FixedControl if guest.fixed != host.fixed => (false, false),
                 PmuRegister::FixedControl | PmuRegister::Selector(_) if intel => {
                     (unaltered || !view.filters(), !view.filters() && !any_thread)
@@ -356,6 +365,7 @@ const HOST: PmuCapability = PmuCapability {
     any_thread_deprecated: true,
     core_extensions: false,
     lbr_depth: 32,
+    has_more: false,
 };
 
 #[test]

@@ -3,13 +3,13 @@
 use super::harness::{DEBUG_EXIT, Mode, STACK};
 use super::*;
 use crate::devices::{Chipset, Configuration};
-use crate::exit::StopReason;
+use crate::exit::{Exit, Resolution, StopReason};
 use crate::pmu::host::{HostCounters, HostEvent};
 use crate::pmu::{Emulated, EventFilter, Filtered, Passthrough, PmuCapability, PmuCounts, PmuPolicy};
-use crate::registers::EntryState;
+use crate::registers::{EntryState, GuestState};
 use crate::sim::pmu::{Config, Happened, amd, intel};
 use crate::vcpu::cpuid::Settings;
-use crate::vcpu::{Vcpu, World};
+use crate::vcpu::{Appliance, Vcpu, World};
 use std::boxed::Box;
 
 const MEMORY: usize = super::harness::MEMORY;
@@ -81,6 +81,16 @@ impl Ran {
 }
 
 fn run<P: PmuPolicy>(policy: P, registers: Registers, skid: u64, program: &Program) -> Ran {
+    run_for((), policy, registers, skid, program)
+}
+
+fn run_for<A: Appliance, P: PmuPolicy>(
+    appliance: A,
+    policy: P,
+    registers: Registers,
+    skid: u64,
+    program: &Program,
+) -> Ran {
     let mut machine = Machine::new(1, HZ, 0);
     machine.set_pmu(registers.config);
     machine.set_host_work(HOST_WORK);
@@ -93,7 +103,7 @@ fn run<P: PmuPolicy>(policy: P, registers: Registers, skid: u64, program: &Progr
     let mut chipset =
         Chipset::new(Configuration { memory_below_4g: MEMORY as u64, ..Configuration::new(HZ) }, Box::new(()));
     let (settings, entry) = (Settings::new(1, HZ), EntryState::protected_mode(0x1000));
-    let mut vcpu = Vcpu::with_pmu(processor, (), policy, capability, 0, &cpuid, &settings, &entry);
+    let mut vcpu = Vcpu::with_pmu(processor, appliance, policy, capability, 0, &cpuid, &settings, &entry);
     let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine });
     let Ok(StopReason::DebugExit(value)) = outcome else { panic!("the guest ended with {outcome:?}") };
     let host = vcpu.host_counters().map_or(0, |post| post.value(0));
@@ -137,6 +147,34 @@ fn a_loop_with_an_exit_in_each_round_counts_exactly() {
         counts(|| Passthrough::new().beside(all(HostCounters::new())), registers);
         let filter = || Filtered::new(&EventFilter::ALLOW_ALL).expect("legal");
         counts(|| filter().beside(all(HostCounters::new())), registers);
+    }
+}
+
+/// Requirement A26: what an appliance executes in the guest's stead counts once too, whichever exit it came with.
+#[test]
+fn an_instruction_that_an_appliance_completes_counts_once() {
+    const DEVICE: u32 = 0xD000_0000;
+    struct Sink;
+    impl Appliance for Sink {
+        fn on_exit(&mut self, exit: &Exit, _guest: &mut impl GuestState) -> Resolution {
+            match exit {
+                Exit::NestedPageFault(fault) if fault.gpa.as_u64() == DEVICE.into() => Resolution::Complete,
+                _ => Resolution::NotMine,
+            }
+        }
+    }
+    for registers in both() {
+        let storing = |address| {
+            counting(registers, INSTRUCTIONS, 0, |program| {
+                for _ in 0..5 {
+                    program.store(address, Width::Dword, 7);
+                }
+            })
+        };
+        let memory = run_for(Sink, Passthrough::new(), registers, 0, &storing(0x9_0000));
+        let device = run_for(Sink, Passthrough::new(), registers, 0, &storing(DEVICE));
+        assert_eq!(device.value, memory.value, "on {:?}", registers.vendor);
+        assert!(device.counts.credited >= memory.counts.credited + 5);
     }
 }
 

@@ -139,7 +139,9 @@ impl Pmu {
 
     fn status_bits(&self) -> u64 {
         let frozen = if self.config.version >= 4 { STATUS_FROZEN | STATUS_LBR_FROZEN } else { 0 };
-        self.config.counters() | STATUS_UNCORE | STATUS_BUFFER | frozen
+        // Ovf_Uncore came with version 3 (SDM Vol. 4, IA32_PERF_GLOBAL_OVF_CTRL).
+        let uncore = if self.config.version >= 3 { STATUS_UNCORE } else { 0 };
+        self.config.counters() | uncore | STATUS_BUFFER | frozen
     }
 
     fn debug_control_bits(&self) -> u64 {

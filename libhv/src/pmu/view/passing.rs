@@ -1,0 +1,63 @@
+//! What of the guest's PMU is reached without an exit.
+
+use super::{Passed, PmuView};
+use crate::pmu::capability::PERF_METRICS;
+use crate::pmu::policy::Means;
+use crate::pmu::registers::{Maker, PmuRegister};
+
+impl PmuView {
+    /// Returns whether the guest has every counter that the processor has, in its width (A9): only then do registers
+    /// that speak of all counters at once show nothing that is not the guest's.
+    #[inline]
+    pub fn matches_hardware(&self) -> bool {
+        let (guest, host) = (&self.guest, &self.host);
+        !host.has_more
+            && guest.counters == host.counters
+            && guest.fixed == host.fixed
+            && guest.width == host.width
+            && guest.fixed_width == host.fixed_width
+    }
+
+    /// Returns whether RDPMC does not leave the guest. It does where the processor has performance metrics, which are
+    /// read by it and are not the guest's (A8).
+    #[inline]
+    pub fn passes_rdpmc(&self) -> bool {
+        self.means == Means::Passed && self.matches_hardware() && self.host.capabilities & PERF_METRICS == 0
+    }
+
+    /// Returns whether the processor refuses what no guest may write to a selector: AnyThread, and on AMD's processors
+    /// to count the host.
+    fn selectors_are_safe(&self) -> bool {
+        self.host.maker == Maker::Intel && (self.host.any_thread_deprecated || self.host.version < 3)
+    }
+
+    /// Returns which accesses to a register do not leave the guest (A10, A11, A12). `unaltered` says that the register
+    /// holds what the guest wrote there: a filter lets reads of such a selector pass.
+    pub fn passes(&self, register: PmuRegister, unaltered: bool) -> Passed {
+        let (none, all) = (Passed::default(), Passed { read: true, write: true });
+        let when = |condition: bool, passed: Passed| if condition { passed } else { none };
+        if self.means != Means::Passed || !self.exists(register) {
+            return none;
+        }
+        let selectors = Passed {
+            read: self.host.maker == Maker::Intel && (!self.filters || unaltered),
+            write: self.selectors_are_safe() && !self.filters,
+        };
+        match register {
+            PmuRegister::Counter(_) | PmuRegister::FullCounter(_) | PmuRegister::Fixed(_) => all,
+            PmuRegister::Selector(_) | PmuRegister::CoreSelector(_) => selectors,
+            PmuRegister::FixedControl => when(self.guest.fixed == self.host.fixed, selectors),
+            PmuRegister::GlobalControl | PmuRegister::StatusReset | PmuRegister::StatusSet => {
+                when(self.matches_hardware(), all)
+            }
+            PmuRegister::GlobalStatus => when(self.matches_hardware(), Passed { read: true, write: false }),
+            PmuRegister::InUse => {
+                let read = self.matches_hardware() && selectors.read;
+                Passed { read, write: false }
+            }
+            PmuRegister::Capabilities => none,
+            // Entry and exit switch what records: no branch of the host is in the records.
+            PmuRegister::Branch(_) => all,
+        }
+    }
+}

@@ -66,6 +66,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// Returns the state of the guest's PMU for a snapshot; `None` when it has none (requirement A29).
     pub fn save_pmu<H: Host>(&self, world: &mut World<'_, H>) -> Option<State> {
+        if let Some(emulated) = &self.emulated {
+            return Some(emulated.save());
+        }
         // A guest whose registers are kept is in no processor.
         match &self.beside {
             Some(beside) if P::HOST_COUNTS && beside.counters.plan().parks_guest() => None,
@@ -78,6 +81,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// # Errors
     /// The first value that the guest could not have written itself; nothing has changed then.
     pub fn restore_pmu<H: Host>(&mut self, state: &State, world: &mut World<'_, H>) -> Result<(), StateError> {
+        if let Some(emulated) = &mut self.emulated {
+            return emulated.restore(state, self.pmu.policy());
+        }
         registers!(self, |hardware| self.pmu.restore(state, hardware, world.host))
     }
 

@@ -1,7 +1,7 @@
 //! The registers of an emulated PMU, and what each of its counters is backed by.
 
-use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
-use crate::pmu::bank::{Bank, counter_register, selector_register};
+use crate::hw::{GlobalSwitch, PmuHardware};
+use crate::pmu::bank::{counter_register, selector_register};
 use crate::pmu::capability::{FULL_WIDTH_WRITES, PmuCapability};
 use crate::pmu::credit::{CreditMasks, Retired};
 use crate::pmu::mechanism::PmuCounts;
@@ -9,6 +9,9 @@ use crate::pmu::policy::PmuPolicy;
 use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::pmu::view::PmuView;
 use crate::time::Tsc;
+
+mod snapshot;
+mod stay;
 
 /// IA32_PERF_GLOBAL_STATUS.CTR_FRZ
 const COUNTERS_FROZEN: u64 = 1 << 59;
@@ -126,36 +129,6 @@ impl EmulatedPmu {
     /// Returns what the guest is shown.
     pub fn view(&self) -> &PmuView {
         &self.view
-    }
-
-    /// Takes the processor's PMU, in whose registers nothing counts, and closes it to the guest.
-    pub fn start(&mut self, hardware: &mut impl PmuHardware) {
-        let Some(pmu) = &self.processor else { return };
-        if pmu.has_global_control() {
-            hardware.write_pmu(PmuRegister::GlobalControl, 0);
-        }
-        hardware.pass_rdpmc(false);
-        hardware.set_guest_global_control(0);
-        hardware.switch_global_control(true, 0);
-        for at in 0..self.counters.len() {
-            self.back(at, hardware);
-        }
-        self.enable(hardware);
-    }
-
-    /// Leaves nothing of the guest in the processor.
-    pub fn end(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
-        let Some(pmu) = self.processor else { return };
-        host.route_pmi(PmiRoute::Masked);
-        self.settle(hardware);
-        let mut present = Bank::default();
-        if pmu.has_global_control() {
-            hardware.write_pmu(PmuRegister::GlobalControl, 0);
-        }
-        hardware.set_guest_global_control(0);
-        present.take_selectors(&pmu, hardware);
-        present.take_counts(&pmu, hardware);
-        Bank::default().put(&pmu, &present, hardware);
     }
 
     /// Tells whether IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI is set.
@@ -411,9 +384,7 @@ impl EmulatedPmu {
             }
             PmuRegister::Fixed(n) => self.set_value(CounterIndex::Fixed(n), value, hardware),
             PmuRegister::Selector(n) | PmuRegister::CoreSelector(n) => {
-                self.selectors[usize::from(n) % COUNT] = value;
-                let permitted = policy.permits(EventSelector(value), self.view.host());
-                self.permitted[usize::from(n) % COUNT] = if permitted { value } else { 0 };
+                self.permit(n, value, policy);
                 self.back(Self::at(CounterIndex::General(n)), hardware);
                 self.write_selector(n, true, hardware);
             }
@@ -430,6 +401,21 @@ impl EmulatedPmu {
         Some(())
     }
 
+    /// Keeps a selector as the guest wrote it, and what the policy permits of it.
+    fn permit(&mut self, n: u8, value: u64, policy: &impl PmuPolicy) {
+        let permitted = policy.permits(EventSelector(value), self.view.host());
+        self.selectors[usize::from(n) % COUNT] = value;
+        self.permitted[usize::from(n) % COUNT] = if permitted { value } else { 0 };
+    }
+
+    /// As above for IA32_FIXED_CTR_CTRL.
+    fn permit_fixed(&mut self, value: u64, policy: &impl PmuPolicy) {
+        (self.fixed_control, self.permitted_fixed) = (value, value);
+        for n in (0..MAX_COUNTERS).filter(|n| !policy.permits_fixed(*n, FixedControl(value))) {
+            self.permitted_fixed &= !(0xF << (4 * n));
+        }
+    }
+
     fn set_value(&mut self, index: CounterIndex, value: u64, hardware: &mut impl PmuHardware) {
         let at = Self::at(index);
         self.counters[at].value = value & self.counters[at].mask;
@@ -437,14 +423,14 @@ impl EmulatedPmu {
     }
 
     fn set_fixed_control(&mut self, value: u64, policy: &impl PmuPolicy, hardware: &mut impl PmuHardware) {
-        self.fixed_control = value;
-        self.permitted_fixed = value;
-        for n in (0..MAX_COUNTERS).filter(|n| !policy.permits_fixed(*n, FixedControl(value))) {
-            self.permitted_fixed &= !(0xF << (4 * n));
-        }
+        self.permit_fixed(value, policy);
         for n in 0..MAX_COUNTERS {
             self.back(Self::at(CounterIndex::Fixed(n)), hardware);
         }
+        self.write_fixed_control(hardware);
+    }
+
+    fn write_fixed_control(&self, hardware: &mut impl PmuHardware) {
         if let Some(pmu) = self.processor.filter(|pmu| pmu.fixed != 0) {
             hardware.write_pmu(PmuRegister::FixedControl, self.permitted_fixed & pmu.fixed_control_bits());
         }

@@ -302,6 +302,98 @@ fn a_counter_narrower_or_wider_than_the_processors_runs_over_at_its_own_width() 
     }
 }
 
+impl Rig {
+    fn ends(&mut self) {
+        self.pmu.end(&mut self.fake.clone(), &mut self.fake);
+    }
+    fn begins(&mut self) {
+        self.pmu.start(&mut self.fake);
+        self.fake.route_pmi(PmiRoute::Guest);
+    }
+    /// A counter that counts, and interrupts after 100 instructions, and a fixed-function one where there is one.
+    fn counts_to_100(&mut self) {
+        let (select, selector) = (self.select(0), self.selector());
+        self.write(FullCounter(0), self.pmu.view().guest().counter_mask() - 99);
+        self.write(select, selector | EventSelector::INTERRUPT);
+        if self.intel() {
+            self.write(FixedControl, 0x330);
+        }
+        self.set_global(if self.intel() { 0x6_0000_0001 } else { 1 });
+    }
+}
+
+/// A guest that ends may run again, as after a snapshot; its overflow is its own, and not that of whoever is next.
+#[test]
+fn a_guest_that_has_ended_goes_on_counting_when_it_runs_again() {
+    for mut rig in rigs() {
+        rig.counts_to_100();
+        rig.guest_runs(60);
+        rig.ends();
+        assert!((0..4).all(|n| rig.fake.read_counter(CounterIndex::General(n)) == 0));
+        rig.fake.run(1000);
+        rig.begins();
+        rig.guest_runs(39);
+        assert_eq!((rig.interrupts, rig.read(FullCounter(0))), (0, rig.pmu.view().guest().counter_mask()));
+        rig.guest_runs(3);
+        assert_eq!((rig.interrupts, rig.read(FullCounter(0))), (1, 2));
+        if rig.intel() {
+            assert_eq!(rig.read(Fixed(1)), 102);
+        }
+    }
+}
+
+/// The interrupt is on its way when the guest ends: it hears of it once, and the next on this processor does not.
+#[test]
+fn an_interrupt_on_its_way_when_the_guest_ends_stays_its_own() {
+    for mut rig in rigs().into_iter().filter(|rig| rig.pmu.uses_processor()) {
+        rig.counts_to_100();
+        rig.fake.enter();
+        rig.fake.run(101);
+        rig.fake.leave();
+        assert!(rig.fake.0.borrow().guest_pmi);
+        rig.ends();
+        assert!(!rig.fake.take_guest_pmi(), "the next guest would hear of it");
+        assert!(rig.pmu.save().pending && rig.pmu.take_interrupt());
+    }
+}
+
+/// Requirements A29 and B7.
+#[test]
+fn an_emulated_guest_goes_on_counting_on_another_machine() {
+    for (mut here, mut there) in rigs().into_iter().zip(rigs()) {
+        here.counts_to_100();
+        here.guest_runs(60);
+        here.ends();
+        let state = here.pmu.save();
+        there.ends();
+        there.pmu.restore(&state, &Passthrough::new()).expect("a guest could write it");
+        assert_eq!(there.pmu.save(), state);
+        there.begins();
+        there.guest_runs(42);
+        assert_eq!((there.interrupts, there.read(FullCounter(0))), (1, 2));
+        let (select, selector) = (there.select(0), there.selector());
+        assert_eq!(there.read(select), selector | EventSelector::INTERRUPT);
+        let mut wrong = state;
+        wrong.registers.selectors[7] = u64::MAX;
+        assert!(there.pmu.restore(&wrong, &Passthrough::new()).is_err());
+    }
+}
+
+/// The filter sees a snapshot as it sees a guest.
+#[test]
+fn a_denied_event_does_not_come_in_by_a_snapshot() {
+    let policy = Filtered::new(&EventFilter::allow(&[MaskedEvent::exact(0x3C, 0)])).expect("a short list");
+    let mut rig = Rig::on(intel(), GlobalSwitch::Hardware);
+    rig.counts_to_100();
+    rig.ends();
+    let state = rig.pmu.save();
+    rig.pmu.restore(&state, &policy).expect("a guest could write it");
+    rig.begins();
+    rig.guest_runs(50);
+    assert_eq!((rig.read(FullCounter(0)), rig.interrupts), ((1 << 48) - 100, 0));
+    assert_eq!(rig.read(Selector(0)) & 0xFF, 0xC0);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Run(u64),

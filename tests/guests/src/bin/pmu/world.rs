@@ -98,7 +98,7 @@ unsafe fn guest_bits() -> Outcome {
             check(launch(0), "VMfail instead of an exit")?;
             same("exit", vmx::read(REASON), INVALID_GUEST_STATE)?;
         }
-        for bit in (0..64).filter(|bit| 0x5002 >> bit & 1 == 0) {
+        for bit in (0..64).filter(|bit| 0x5802 >> bit & 1 == 0) {
             vmx::write(GUEST_GLOBAL_CTRL, 1);
             vmx::write(GUEST_DEBUGCTL, 1 << bit);
             check(launch(0), "VMfail instead of an exit")?;

@@ -53,7 +53,7 @@ pub(in crate::pmu) enum World {
 pub(in crate::pmu) struct State {
     pub(in crate::pmu) pmu: PmuCapability,
     switch: GlobalSwitch,
-    counters: [u64; 8],
+    pub(in crate::pmu) counters: [u64; 8],
     selectors: [u64; 8],
     fixed: [u64; 8],
     fixed_control: u64,
@@ -150,7 +150,7 @@ impl State {
         for n in 0..self.pmu.counters {
             if self.counts(n) {
                 let counter = &mut self.counters[usize::from(n)];
-                *counter = (*counter + 1) & 0xFFFF_FFFF_FFFF;
+                *counter = (*counter + 1) & self.pmu.counter_mask();
                 if *counter == 0 {
                     self.status |= 1 << n;
                     interrupts |= EventSelector(self.selectors[usize::from(n)]).interrupts();
@@ -251,7 +251,8 @@ impl PmuHardware for Fake {
         let global = state.pmu.control_bits() | if state.pmu.maker == Maker::Intel { 7 << 61 | 3 << 58 } else { 0 };
         let (bits, standing) = match register {
             PmuRegister::Counter(_) => panic!("a write that extends the sign, where all bits can be written"),
-            PmuRegister::FullCounter(_) | PmuRegister::Fixed(_) => ((1 << 48) - 1, true),
+            PmuRegister::FullCounter(_) => (state.pmu.counter_mask(), true),
+            PmuRegister::Fixed(_) => (state.pmu.fixed_mask(), true),
             PmuRegister::Selector(_) | PmuRegister::CoreSelector(_) => (state.pmu.selector_bits(), false),
             PmuRegister::FixedControl => (state.pmu.fixed_control_bits(), true),
             PmuRegister::GlobalControl => (state.pmu.control_bits(), false),

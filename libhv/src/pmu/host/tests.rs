@@ -178,6 +178,17 @@ fn a_status_that_the_guest_has_not_cleared_comes_back_without_an_interrupt() {
 }
 
 #[test]
+fn a_counter_of_the_hosts_that_has_wrapped_shows_in_no_status_of_the_guest() {
+    for (pmu, switch) in machines().into_iter().take(2) {
+        let mut rig = Rig::new(&HostCounters::new().count(instructions()), pmu, Some(&whole(&pmu)), switch);
+        rig.fake.0.borrow_mut().counters[usize::from(pmu.counters) - 1] = MASK - 2;
+        rig.host_runs(5);
+        rig.guest_runs(5);
+        assert_eq!(rig.guest.global_status, 0);
+    }
+}
+
+#[test]
 fn where_the_guest_has_no_pmu_entries_and_exits_write_nothing() {
     let counters = HostCounters::new().count(instructions()).sample(HostEvent::Cycles, 1_000_000);
     for (pmu, switch) in machines() {

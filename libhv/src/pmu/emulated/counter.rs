@@ -317,8 +317,11 @@ impl EmulatedPmu {
         let now = hardware.read_counter(index) & processor;
         self.counters[at].held = now;
         let over = self.add(at, now.wrapping_sub(held) & processor);
-        if now < held && self.processor.is_some_and(|pmu| pmu.has_global_control()) {
-            hardware.write_pmu(PmuRegister::StatusReset, 1 << index.bit());
+        if let Some(pmu) = self.processor.filter(|pmu| now < held && pmu.has_global_control()) {
+            // The interrupt has frozen the processor's counters where the guest wants them frozen; from here on it is
+            // IA32_PERF_GLOBAL_CTRL that keeps them so, until the guest thaws its own.
+            let frozen = if pmu.maker == Maker::Intel && pmu.version >= 4 { COUNTERS_FROZEN } else { 0 };
+            hardware.write_pmu(PmuRegister::StatusReset, 1 << index.bit() | frozen);
         }
         if over != 0 && mask < processor {
             self.back(at, hardware);

@@ -439,7 +439,7 @@ proptest! {
                         let mut interrupt = false;
                         for n in 0..4 {
                             if selected[n] & 1 != 0 && enabled >> n & 1 != 0 {
-                                values[n] = values[n] + 1 & mask;
+                                values[n] = (values[n] + 1) & mask;
                                 if values[n] == 0 {
                                     status |= 1 << n;
                                     interrupt |= selected[n] & 2 != 0;

@@ -77,7 +77,7 @@ impl HostPmu {
     }
 
     /// Stops the events for good, with their account up to date.
-    pub fn end(&mut self, hardware: &mut impl PmuHardware, host: &mut (impl Host + PmiHost)) {
+    pub fn end(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
         self.stop(hardware, host.now());
         self.post.tell(self.on_sample);
         host.route_pmi(PmiRoute::Masked);
@@ -157,13 +157,7 @@ impl HostPmu {
     /// Before each entry: the host's events stop, the interrupt is routed as `route` says, and `guest` is put into the
     /// registers. With no guest that has a PMU, `guest` and `route` have no meaning.
     #[inline]
-    pub fn on_entry(
-        &mut self,
-        hardware: &mut impl PmuHardware,
-        host: &mut (impl Host + PmiHost),
-        guest: &Bank,
-        route: PmiRoute,
-    ) {
+    pub fn on_entry(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host, guest: &Bank, route: PmiRoute) {
         if self.post.has_samples() {
             self.post.tell(self.on_sample);
         }
@@ -252,7 +246,7 @@ impl HostPmu {
 
     /// The guest has left for an NMI, where it stood at `rip`; [`on_exit`](Self::on_exit) has been called. Returns whose
     /// the NMI was.
-    pub fn on_nmi(&mut self, hardware: &mut impl PmuHardware, host: &mut (impl Host + PmiHost), rip: u64) -> Verdict {
+    pub fn on_nmi(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host, rip: u64) -> Verdict {
         let verdict = self.post.nmi(self.guest.then_some(Place::Guest(rip)), host.now(), hardware);
         if matches!(verdict, Verdict::Served | Verdict::Late) && self.plan != Plan::Partition {
             host.route_pmi(PmiRoute::Host);

@@ -1,10 +1,14 @@
 //! The page of counters: exact, whole, free of exits, and the host's alone.
 
 use crate::abi::*;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guests::report::{Outcome, Tests, check, same};
 use guests::{cpu, interrupts, ioapic, lapic};
 
 const VECTOR: u8 = 0x61;
+
+/// What the page said at the beginning of the last handler.
+static SEEN: AtomicU64 = AtomicU64::new(0);
 
 pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("page-counts-exits", exits);
@@ -54,7 +58,10 @@ unsafe fn free() -> Outcome {
 
 unsafe fn injected() -> Outcome {
     done(PAGE, 0, page_address())?;
-    interrupts::on(VECTOR, |_| unsafe { lapic::end() });
+    interrupts::on(VECTOR, |_| unsafe {
+        SEEN.store(read_page([word::INJECTED_INTERRUPTS])[0], Relaxed);
+        lapic::end();
+    });
     let [before] = read_page([word::INJECTED_INTERRUPTS]);
     for _ in 0..25 {
         lapic::send_self(VECTOR);
@@ -64,6 +71,7 @@ unsafe fn injected() -> Outcome {
     interrupts::off(VECTOR);
     same("interrupts that came", interrupts::count(VECTOR), 25u32)?;
     same("interrupts that were counted", after - before, 25u32)?;
+    same("the last of them, when its handler began", SEEN.load(Relaxed), after)?;
     done(PAGE_OFF, 0, 0)
 }
 

@@ -482,6 +482,8 @@ fn is_frozen(hardware: &impl PmuHardware) -> bool {
 mod snapshot;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 pub(crate) mod rig;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,6 @@
 use super::rig::{BRANCH, Fault, ONE, Rig, TestGuest};
 use crate::pmu::bank::Bank;
 use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy};
-use crate::sim::Random;
 use crate::sim::pmu::{amd, intel};
 
 const SELECTOR: u32 = 0x186;
@@ -21,7 +20,7 @@ const CYCLES: u64 = 0x3C | USER | SYSTEM | EventSelector::ENABLE;
 
 /// Denies cycles and all but the first fixed-function counter.
 #[derive(Clone, Copy, Debug)]
-struct NoCycles;
+pub(super) struct NoCycles;
 impl PmuPolicy for NoCycles {
     const MEANS: Means = Means::Passed;
     const FILTERS: bool = true;
@@ -242,46 +241,6 @@ fn a_guest_that_has_ended_leaves_nothing_behind() {
         (0xC1..0xC9).chain(SELECTOR..SELECTOR + 8).chain(FIXED..FIXED + 4).chain([FIXED_CONTROL, STATUS, CONTROL])
     {
         assert_eq!(rig.registers.pmu.host_read(msr), 0, "{msr:#x}");
-    }
-}
-
-/// Requirement A4: whatever a guest writes, a denied event never counts, and nothing of the host shows.
-#[test]
-fn a_hostile_guest_never_counts_what_is_denied() {
-    let (mut rig, mut guest) = started(NoCycles);
-    let mut random = Random::new(7);
-    let mut cycles = [false; 8];
-    for _ in 0..100_000 {
-        let msr = match random.below(8) {
-            0..3 => SELECTOR + random.below(10) as u32,
-            3 => FIXED_CONTROL,
-            4 => CONTROL,
-            5 => COUNTER + random.below(10) as u32,
-            6 => FIXED + random.below(5) as u32,
-            _ => random.below(0x600) as u32,
-        };
-        let event = [0xC0, 0x3C, 0xC4, 0x2E][random.below(4) as usize];
-        let value = match random.below(3) {
-            0 => random.below(u64::MAX),
-            1 => event | random.below(1 << 24) & !0xFFFF & !(1 << 21),
-            _ => random.below(1 << 16) | random.below(1 << 8) << 32,
-        };
-        let written = rig.wrmsr(&mut guest, msr, value);
-        if let (Ok(()), Some(at)) = (written, msr.checked_sub(SELECTOR).filter(|at| *at < 8)) {
-            cycles[at as usize] = value & 0xFF == 0x3C;
-            assert_eq!(rig.rdmsr(&mut guest, msr), Ok(value));
-        }
-        let before: std::vec::Vec<_> = (0..8).map(|n| rig.registers.pmu.host_read_counter(n)).collect();
-        let denied = (1..4).map(|n| rig.registers.pmu.host_read_counter(0x4000_0000 | n)).collect::<std::vec::Vec<_>>();
-        rig.step(&mut guest, 3 * (random.below(2) as u8), &ONE);
-        rig.exit(&mut guest, 0, false);
-        for n in (0..8).filter(|n| cycles[*n as usize]) {
-            assert_eq!(rig.registers.pmu.host_read_counter(n), before[n as usize]);
-        }
-        for n in 1..4u32 {
-            assert_eq!(rig.registers.pmu.host_read_counter(0x4000_0000 | n), denied[n as usize - 1]);
-        }
-        let _ = rig.rdpmc(&mut guest, random.below(1 << 32) as u32);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::rig::{BRANCH, Fault, ONE, Rig, TestGuest};
 use crate::pmu::bank::Bank;
-use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy};
+use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy, PmuShare, Retired};
 use crate::sim::pmu::{amd, intel};
 
 const SELECTOR: u32 = 0x186;
@@ -363,4 +363,77 @@ fn a_counter_beyond_those_there_is_room_for_is_out_of_reach() {
     rig.wrmsr(&mut guest, CONTROL, 0xFF).expect("legal");
     rig.wrmsr(&mut guest, STATUS_RESET, 0xFF).expect("legal");
     assert_eq!((rig.rdpmc(&mut guest, 7), guest.exits), (Ok(0), 5));
+}
+
+/// T-A3: after a reset IA32_PERF_GLOBAL_CTRL enables the general-purpose counters that the guest has, and no others.
+#[test]
+fn a_guest_begins_with_its_counters_enabled_in_the_global_control() {
+    struct Three;
+    impl PmuPolicy for Three {
+        const MEANS: Means = Means::Passed;
+        const FILTERS: bool = false;
+        fn share(&self, host: &PmuCapability) -> PmuShare {
+            PmuShare { counters: 3, ..PmuShare::all(host) }
+        }
+    }
+    fn begins<P: PmuPolicy>(mut rig: Rig, policy: P, control: u32) -> Result<u64, Fault> {
+        let mut guest = rig.guest(policy);
+        rig.resume(&mut guest);
+        rig.rdmsr(&mut guest, control)
+    }
+    let intel = || Rig::intel(intel::Config::default());
+    let amd = || Rig::amd(amd::Config::default());
+    assert_eq!((begins(intel(), All, CONTROL), begins(intel(), Three, CONTROL)), (Ok(0xFF), Ok(0b111)));
+    assert_eq!((begins(amd(), All, 0xC000_0301), begins(amd(), Three, 0xC000_0301)), (Ok(0b11_1111), Ok(0b111)));
+}
+
+/// T-A16: what a guest reaches follows from what it is shown, and all of it is set, not only what is new.
+#[test]
+fn a_stricter_arrangement_closes_what_an_earlier_one_opened() {
+    let (mut rig, mut guest) = started(Passthrough::new());
+    rig.wrmsr(&mut guest, SELECTOR, CYCLES).expect("legal");
+    assert_eq!(guest.exits, 0);
+    let mut stricter = rig.guest(NoCycles);
+    rig.arrange(&mut stricter);
+    rig.enter(&mut stricter);
+    rig.wrmsr(&mut stricter, SELECTOR, CYCLES).expect("legal");
+    rig.wrmsr(&mut stricter, FIXED_CONTROL, 0x333).expect("legal");
+    assert_eq!(stricter.exits, 2);
+    rig.wrmsr(&mut stricter, CONTROL, 0x7_0000_0001).expect("legal");
+    rig.step(&mut stricter, 3, &ONE);
+    assert_eq!([0, 0x4000_0001].map(|n| rig.rdpmc(&mut stricter, n)), [Ok(0); 2]);
+}
+
+/// T-A24: CTR_FRZ is set with a credited overflow too, goes with its guest, and holds nobody else's counters.
+#[test]
+fn counters_that_an_interrupt_froze_stay_frozen_across_turns() {
+    const FROZEN: u64 = 1 << 59;
+    let mut rig = Rig::intel(intel::Config::default());
+    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+    for guest in [&mut one, &mut other] {
+        rig.resume(guest);
+        rig.wrmsr(guest, SELECTOR, INSTRUCTIONS | EventSelector::INTERRUPT).expect("legal");
+        rig.wrmsr(guest, CONTROL, 1).expect("legal");
+        rig.pause(guest);
+    }
+    rig.resume(&mut one);
+    rig.wrmsr(&mut one, COUNTER, (1 << 48) - 1).expect("legal");
+    let retired = Retired { cpl: 3, branch: false };
+    assert!(one.mechanism.retire(retired, &mut rig.registers, |_| true));
+    for _ in 0..3 {
+        assert_eq!(rig.rdmsr(&mut one, STATUS), Ok(FROZEN | 1));
+        rig.step(&mut one, 3, &ONE);
+        rig.exit(&mut one, 3, false);
+        assert_eq!(rig.rdpmc(&mut one, 0), Ok(0));
+        rig.pause(&mut one);
+        rig.resume(&mut other);
+        let before = rig.rdpmc(&mut other, 0).expect("there");
+        rig.step(&mut other, 3, &ONE);
+        assert_eq!((rig.rdmsr(&mut other, STATUS), rig.rdpmc(&mut other, 0)), (Ok(0), Ok(before + 1)));
+        rig.pause(&mut other);
+        rig.resume(&mut one);
+    }
+    rig.wrmsr(&mut one, STATUS_RESET, FROZEN | 1).expect("legal");
+    rig.step(&mut one, 3, &ONE);
+    assert_eq!(rig.rdpmc(&mut one, 0), Ok(1));
 }

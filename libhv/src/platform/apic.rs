@@ -196,6 +196,7 @@ pub(crate) fn route(madt: &Madt, irq: u8, vector: u8) -> bool {
 mod tests {
     use super::*;
 
+    /// Requirement A22.
     #[test]
     fn the_counters_interrupt_is_masked_or_a_vector_of_the_guests_or_an_nmi() {
         assert_eq!(counters_entry(PmiRoute::Masked) & 1 << 16, 1 << 16);

@@ -249,6 +249,7 @@ mod tests {
     const INTEL: Leaf = [0x20, 0x756E_6547, 0x6C65_746E, 0x4965_6E69];
     const AMD: Leaf = [0x10, 0x6874_7541, 0x444D_4163, 0x6974_6E65];
 
+    /// Requirement A6.
     #[test]
     fn sapphire_rapids_has_eight_counters_and_four_fixed_ones() {
         let cpuid = Leaves([(0, INTEL), (1, [0, 0, 1 << 15, 0]), (0xA, [0x0730_0805, 0, 0xF, 0x8604])]);
@@ -268,6 +269,7 @@ mod tests {
     }
 
     /// A12, T-A6: what there is no room for is not forgotten, so that nothing passes that reaches it.
+    /// Also A6.
     #[test]
     fn counters_beyond_the_eighth_and_those_of_leaf_23_are_known_of() {
         const LEAF_23: (u32, Leaf) = (0x23, [0b11, 0xFF, 0, 0]);

@@ -101,6 +101,7 @@ mod tests {
     const USER: u64 = 1 << 16;
     const SYSTEM: u64 = 1 << 17;
 
+    /// A26, T-A17.
     #[test]
     fn an_instruction_counts_at_its_level_and_a_branch_as_both() {
         let counts = |selector: u64, cpl, branch| {

@@ -3,6 +3,7 @@
 //! One virtual processor owns a processor's PMU, and its counters and selectors stay there across exits: nothing is
 //! saved or restored but IA32_PERF_GLOBAL_CTRL, which the processor switches with the world. All registers move only
 //! when the owner changes, or when the host itself counts.
+#![doc = include_str!("requirements.md")]
 
 pub mod bank;
 pub mod branches;
@@ -16,6 +17,8 @@ pub mod paravirt;
 pub mod policy;
 pub mod registers;
 pub mod report;
+#[cfg(test)]
+mod requirements;
 pub mod slot;
 pub mod state;
 pub mod view;

@@ -272,6 +272,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        /// Requirement A3.
         #[test]
         fn an_index_names_at_most_one_register_and_the_register_names_the_index(index: u32, near in 0u32..0x1700) {
             for index in [index, near, 0xC000_0000 + near, 0xC001_0000 + near] {
@@ -284,6 +285,7 @@ mod tests {
         }
 
         /// Requirement A15: with the debug store, PEBS and off-core registers out of reach, the set is harmless.
+        /// Also T-A5.
         #[test]
         fn no_register_that_reaches_memory_or_another_core_is_among_them(index in 0u32..0x2000) {
             let dangerous = matches!(index, 0x1A6 | 0x1A7 | 0x3F1..=0x3F7 | 0x560..=0x58B | 0x600 | 0x1D9 | 0x1A0);
@@ -302,6 +304,7 @@ mod tests {
         }
     }
 
+    /// T-A7.
     #[test]
     fn rdpmc_has_no_counter_64_no_fast_mode_and_no_other_types() {
         for ecx in [64, 8, 0x8000_0000, 0x8000_0001, 0x2000_0000, 0x4000_0008, 0x4001_0000, u32::MAX] {

@@ -385,6 +385,7 @@ mod tests {
 
     proptest! {
         /// Requirement 1.4.5: what is native exits nowhere, what is absent answers nowhere, and all else is in between.
+        /// Also T-A21.
         #[test]
         fn the_report_says_what_the_guest_finds(view in any_view()) {
             let report = PmuReport::new(Ok(view));

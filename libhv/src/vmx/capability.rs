@@ -364,6 +364,7 @@ pub(super) mod tests {
     }
 
     /// The bits are those of SDM Vol. 3C tables "Definitions of Primary VM-Exit Controls" and "... VM-Entry Controls".
+    /// Also A17.
     #[test]
     fn the_global_control_is_switched_by_fields_by_a_list_or_not_at_all() {
         let with = |exit_bits: u64, entry_bits: u64| {

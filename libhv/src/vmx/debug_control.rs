@@ -46,6 +46,7 @@ mod tests {
             prop_assert_eq!(DebugControl::as_guest_reads(held), written & !(1 << 14));
         }
 
+        /// T-A23.
         #[test]
         fn exits_load_what_the_host_had_set_and_nothing_where_it_had_not(host: u64) {
             let wanted = if host & 1 << 14 != 0 { Some(1 << 14) } else { None };

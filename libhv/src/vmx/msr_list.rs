@@ -83,6 +83,7 @@ mod tests {
     }
 
     proptest! {
+        /// T-A19.
         #[test]
         fn a_list_is_a_map_that_never_names_an_msr_twice(writes: Vec<(u8, u64)>, limit in 0usize..40) {
             let (mut list, mut model) = (list(limit), BTreeMap::new());
@@ -101,6 +102,7 @@ mod tests {
         }
     }
 
+    /// T-A19.
     #[test]
     fn a_frame_has_room_for_256_and_refuses_one_more_whatever_the_processor_would_take() {
         let mut list = list(512);

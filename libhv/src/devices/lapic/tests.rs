@@ -297,6 +297,7 @@ fn disabled_by_software_it_masks_every_entry_and_takes_no_fixed_interrupt() {
     assert!(apic.take_nmi() && !apic.take_nmi());
 }
 
+/// B4, T-A2.
 #[test]
 fn the_performance_interrupt_masks_itself_on_intel_alone_and_may_be_an_nmi() {
     for amd in [false, true] {

@@ -190,6 +190,7 @@ fn a_write_by_the_old_name_extends_the_sign_and_one_beyond_the_width_faults() {
     }
 }
 
+/// Requirement A14.
 #[test]
 fn a_denied_event_reads_back_and_counts_nothing() {
     let policy = Filtered::new(&EventFilter::allow(&[MaskedEvent::exact(0x3C, 0)])).expect("a short list");
@@ -344,6 +345,7 @@ fn a_guest_that_has_ended_goes_on_counting_when_it_runs_again() {
 }
 
 /// The interrupt is on its way when the guest ends: it hears of it once, and the next on this processor does not.
+/// Also T-A12.
 #[test]
 fn an_interrupt_on_its_way_when_the_guest_ends_stays_its_own() {
     for mut rig in rigs().into_iter().filter(|rig| rig.pmu.uses_processor()) {
@@ -419,6 +421,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Multiplexed at will, with exits everywhere: every count and every overflow is the model's.
+    /// Also T-A22.
     #[test]
     fn any_order_of_accesses_counts_as_the_model_does(
         steps in prop::collection::vec(step(), 1..60),

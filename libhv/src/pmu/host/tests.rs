@@ -110,6 +110,7 @@ fn guests(pmu: &PmuCapability, selector: u64) -> u64 {
     if pmu.maker == crate::pmu::Maker::Amd { selector | EventSelector::GUEST_ONLY } else { selector }
 }
 
+/// Requirement A16.
 #[test]
 fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
     for (pmu, switch) in machines() {
@@ -132,6 +133,7 @@ fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
     }
 }
 
+/// Requirement A16.
 #[test]
 fn nothing_of_the_guest_is_in_the_processor_while_the_host_runs() {
     let pmu = intel();
@@ -245,6 +247,7 @@ fn a_guest_with_fewer_counters_keeps_them_in_the_processor() {
     assert_eq!(plan(&HostCounters::new().count(HostEvent::Cycles), &whole(&pmu)), Plan::Switch);
 }
 
+/// Requirement A27.
 #[test]
 fn what_cannot_be_counted_is_refused_with_the_reason() {
     let refused = |counters: &HostCounters, pmu: PmuCapability, guest: Option<PmuShare>| {
@@ -306,6 +309,7 @@ fn a_host_that_counts_the_guest_samples_it_where_it_stood() {
 }
 
 /// Where the host takes the NMI itself once the guest has left for it, the sample is still the guest's.
+/// Also T-A12.
 #[test]
 fn an_nmi_taken_after_the_exit_is_still_the_guests() {
     static GUESTS: AtomicU64 = AtomicU64::new(0);

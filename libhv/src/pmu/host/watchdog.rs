@@ -94,6 +94,7 @@ mod tests {
 
     const PATIENCE: u64 = 1000;
 
+    /// Requirement A27.
     #[test]
     fn a_processor_that_stops_is_barked_at_by_its_neighbour() {
         let buddies = Buddies::new(3, PATIENCE).on_bark(|bark| assert_eq!((bark.processor, bark.rip), (1, None)));

@@ -134,6 +134,7 @@ fn never_counts_what_is_denied(mut rig: Rig, names: &Names, operations: u32, see
 }
 
 /// Requirements A4, A13 and A14: by whatever name, in whatever order, across turns and snapshots.
+/// Also T-A22.
 #[test]
 fn a_hostile_guest_never_counts_what_is_denied() {
     never_counts_what_is_denied(Rig::intel(intel::Config::default()), &INTEL, 100_000, 7);
@@ -141,6 +142,7 @@ fn a_hostile_guest_never_counts_what_is_denied() {
 
 /// The legacy registers and those of the core extensions are the same counters (APM Vol. 2 13.2.1): the filter sees
 /// both, and both read back what either wrote.
+/// Also A4.
 #[test]
 fn a_hostile_guest_on_amd_never_counts_what_is_denied_by_either_name() {
     never_counts_what_is_denied(Rig::amd(amd::Config::default()), &AMD, 15_000, 8);

@@ -68,6 +68,7 @@ fn counts_exactly<P: PmuPolicy>(policy: P) {
     assert_eq!(rig.rdpmc(&mut guest, 0x4000_0000), Ok(2000 + 2 * 334));
 }
 
+/// A17, T-A8.
 #[test]
 fn a_loop_with_forced_exits_counts_its_own_instructions_and_no_others() {
     counts_exactly(Passthrough::new());
@@ -75,6 +76,7 @@ fn a_loop_with_forced_exits_counts_its_own_instructions_and_no_others() {
     counts_exactly(NoCycles);
 }
 
+/// A1, A9, A10.
 #[test]
 fn passed_registers_do_not_leave_the_guest() {
     let (mut rig, mut guest) = started(Passthrough::new());
@@ -90,6 +92,7 @@ fn passed_registers_do_not_leave_the_guest() {
     assert_eq!((guest.exits, rig.registers.accesses.get()), (0, accesses));
 }
 
+/// Requirement A11.
 #[test]
 fn with_a_filter_selectors_alone_leave_the_guest() {
     let (mut rig, mut guest) = started(NoCycles);
@@ -136,6 +139,7 @@ fn a_denied_bit_goes_even_where_the_guest_wrote_the_same_before() {
 }
 
 /// T-A10: with INT clear there is no interrupt, with INT set there is exactly one for each overflow.
+/// Also T-A8.
 #[test]
 fn an_overflow_interrupts_once_whoever_executed_the_last_instruction() {
     for emulated in [false, true] {
@@ -161,6 +165,7 @@ fn an_overflow_interrupts_once_whoever_executed_the_last_instruction() {
     }
 }
 
+/// Requirement A30.
 #[test]
 fn an_instruction_exit_costs_nothing_where_nobody_counts_instructions() {
     let (mut rig, mut guest) = started(All);
@@ -172,6 +177,7 @@ fn an_instruction_exit_costs_nothing_where_nobody_counts_instructions() {
 }
 
 /// Requirements A18, A20 and section 1.4: registers move when the owner changes, and only those that differ.
+/// Also A2, A13, A19.
 #[test]
 fn guests_that_take_turns_keep_their_counts_and_write_only_what_differs() {
     let mut rig = Rig::intel(intel::Config::default());
@@ -202,6 +208,7 @@ fn guests_that_take_turns_keep_their_counts_and_write_only_what_differs() {
     assert!(counts.writes <= 12 * counts.loads, "{counts:?}");
 }
 
+/// A1, A30.
 #[test]
 fn an_owner_that_never_changes_never_moves() {
     let (mut rig, mut guest) = started(Passthrough::new());
@@ -288,6 +295,7 @@ mod on_amd {
         }
     }
 
+    /// Requirement A19.
     #[test]
     fn guests_take_turns() {
         let mut rig = Rig::amd(amd::Config::default());
@@ -321,6 +329,7 @@ mod on_amd {
 }
 
 /// Last-branch records go with their guest, and no other guest sees them.
+/// Also A3.
 #[test]
 fn branch_records_go_with_their_guest() {
     const FROM: u32 = 0x1500;

@@ -128,6 +128,7 @@ mod tests {
 
     proptest! {
         /// Any 64 bytes are an event or an error; what is an event says no more than the event has.
+        /// Also B5.
         #[test]
         fn any_bytes_decode_or_are_refused(bytes in prop_oneof![any::<[u8; 64]>(), nearly_right()]) {
             let block = OpenBlock::from_bytes(&bytes);
@@ -140,6 +141,7 @@ mod tests {
         }
     }
 
+    /// Requirement B6.
     #[test]
     fn each_defect_has_its_own_error() {
         let changed = |change: fn(&mut OpenBlock)| {

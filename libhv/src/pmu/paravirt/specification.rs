@@ -212,11 +212,13 @@ fn is_current(file: &str, checked_in: &str, generated: &str) {
     assert!(checked_in == generated, "{file} is not what the definition generates");
 }
 
+/// Requirement B10.
 #[test]
 fn the_specification_is_what_the_definition_generates() {
     is_current("abi.md", include_str!("abi.md"), &specification());
 }
 
+/// Requirement B5.
 #[test]
 fn the_header_is_what_the_definition_generates() {
     is_current("abi.h", include_str!("abi.h"), &header());

@@ -15,6 +15,7 @@ fn request(id: u32, counted: Counted) -> Request {
 
 const EXITS: Counted = Counted::Software(Software::Exits);
 
+/// Requirement B2.
 #[test]
 fn each_wrong_call_has_its_own_error_and_changes_nothing() {
     let mut world = World::new();
@@ -81,6 +82,7 @@ fn counters_that_are_all_lent_are_too_many_events() {
     assert!(world.lab.lent.is_empty() && !world.paravirt.asked());
 }
 
+/// Requirement B1.
 #[test]
 fn enable_and_disable_enclose_what_happens_between_them_and_not_themselves() {
     for (counted, expected) in [(EXITS, 5), (Counted::Exits(Reason::Cpuid), 3), (Counted::Exits(Reason::Hypercall), 1)]
@@ -138,6 +140,7 @@ fn registers_name_a_call_by_their_lower_halves() {
     assert_eq!((status(Ok(())), status(Err(Refusal::Overlap))), (0, 13));
 }
 
+/// Requirement B7.
 #[test]
 fn a_bad_state_is_refused_by_the_checks_of_calls_and_takes_no_counter() {
     let mut world = World::new();
@@ -196,6 +199,7 @@ fn an_overflow_that_a_call_finds_is_notified_too() {
 }
 
 /// The order in which another processor sees what an exit changes: nothing of it outside an odd sequence.
+/// Also B8.
 #[test]
 fn what_an_exit_changes_is_written_while_the_sequence_is_odd() {
     let mut world = World::new();

@@ -216,6 +216,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Requirement 1.4.5, A12, A14, T-A4, T-A6, T-A18.
+    /// Also T-A17.
     #[test]
     fn every_register_answers_as_cpuid_says(view in any_view(), value in any_value()) {
         let said = Said::by(&view);
@@ -273,6 +274,7 @@ proptest! {
     /// The simulator's processor is written from the manual and does not know the view: what the view lets through the
     /// processor takes and keeps so, whether the guest or the hypervisor writes it; and where writes pass, the processor
     /// refuses what the view does.
+    /// Also T-A18.
     #[test]
     fn the_processor_takes_what_the_view_accepts(
         (config, host) in any_simulated(), share in any_share(), filters: bool, value in any_value()
@@ -308,6 +310,7 @@ proptest! {
 
     /// A7, A9, A11, A12, A31: what the guest has not never passes, selectors pass where nothing looks at them and no bit
     /// counts another thread, and registers that speak of all counters where all are the guest's.
+    /// Also A8, A10.
     #[test]
     fn nothing_passes_that_reaches_beyond_the_guest(view in any_view(), unaltered: bool) {
         let (guest, host) = (view.guest(), view.host());

@@ -330,6 +330,7 @@ fn virtualized_counters_are_switched_by_hardware_and_interrupt_their_guest() {
     assert!(processor.enter().is_err(), "the host's counters are on again");
 }
 
+/// T-A24.
 #[test]
 fn freezing_is_the_guests_own_while_it_runs() {
     // T-A24: IA32_DEBUGCTL is switched with the guest.

@@ -128,6 +128,7 @@ fn looped(registers: Registers, times: u32) -> Program {
 }
 
 /// Requirement A26, section 1.4 point 6: the host adds nothing, and skipped instructions count once.
+/// Also A2.
 #[test]
 fn a_loop_with_an_exit_in_each_round_counts_exactly() {
     fn counts<P: PmuPolicy>(policy: impl Fn() -> P, registers: Registers) {
@@ -180,6 +181,7 @@ fn an_instruction_that_an_appliance_completes_counts_once() {
 
 /// Requirements A22 to A25, T-A2, T-A10: each overflow is one interrupt in the guest, whether the processor or the
 /// hypervisor executed the last instruction, however late the processor tells.
+/// Also T-A12.
 #[test]
 fn each_overflow_reaches_the_guests_handler_once() {
     const ROUNDS: u32 = 40;
@@ -200,6 +202,7 @@ fn each_overflow_reaches_the_guests_handler_once() {
 
 /// The same with counters that are emulated, and with a host that counts in between with the same ones: neither loses
 /// an interrupt of the guest's nor makes one.
+/// Also A5.
 #[test]
 fn a_guest_is_interrupted_as_often_however_its_counters_are_kept() {
     for registers in both() {
@@ -235,6 +238,7 @@ fn a_host_counts_itself_or_the_guest_too() {
     }
 }
 
+/// Requirement A25.
 #[test]
 fn an_overflow_can_be_an_nmi() {
     for registers in both() {
@@ -290,6 +294,7 @@ fn a_guest_that_has_ended_leaves_the_counters_empty() {
     }
 }
 
+/// A5, A7.
 #[test]
 fn without_a_policy_there_is_no_pmu() {
     for registers in both() {
@@ -304,6 +309,7 @@ fn without_a_policy_there_is_no_pmu() {
 
 /// The architectural last-branch records are the guest's: it reads its own branches, and none of the host's, without an
 /// exit.
+/// Also T-A5.
 #[test]
 fn a_guest_reads_its_own_branches_and_none_of_the_hosts() {
     const CONTROL: u32 = 0x14CE;

@@ -34,6 +34,7 @@ fn every_event_counts_what_happened() {
     }
 }
 
+/// T-A25.
 #[test]
 fn guest_only_and_host_only_mean_something_once_svme_is_set() {
     // T-A25
@@ -118,6 +119,7 @@ fn freezing_stops_all_counters_until_software_goes_on() {
     assert_eq!(pmu.read(COUNTER), Ok(1));
 }
 
+/// T-A14.
 #[test]
 fn hardware_switches_the_counters_and_refuses_while_the_hosts_are_on() {
     // T-A14

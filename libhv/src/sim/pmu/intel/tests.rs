@@ -218,6 +218,7 @@ fn writes_of_counters_go_by_their_forms() {
     }
 }
 
+/// T-A9.
 #[test]
 fn a_running_counter_goes_on_from_what_is_written() {
     // T-A9
@@ -310,6 +311,7 @@ fn inuse_shows_selectors_and_interrupt_enables() {
     assert_eq!(pmu.read(0x392), Ok(1 << 33 | 1 << 63));
 }
 
+/// T-A18.
 #[test]
 fn reserved_bits_go_by_version_and_capability() {
     // T-A18

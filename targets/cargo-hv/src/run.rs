@@ -12,7 +12,7 @@ use crate::say::say;
 use crate::status::{Doing, Failure, Result};
 use crate::supervise::{Input, Outcome, Source, Typed, supervise};
 use crate::terminal::{ESCAPE, RawTerminal};
-use crate::{bochs_build, build, cli, guests, payload};
+use crate::{bochs_build, build, cli, guests, payload, perf};
 
 /// Runs what the command line asks for and gives the exit status.
 pub(crate) fn run(request: &cli::Run) -> Result<u8> {
@@ -23,7 +23,7 @@ pub(crate) fn run(request: &cli::Run) -> Result<u8> {
         say("the guest has the keyboard; Ctrl-A x ends the emulator");
     }
     let terminal = RawTerminal::enter();
-    let after = (terminal.is_none() && wants_busybox(request)).then(|| "libhv: userspace".to_owned());
+    let after = (terminal.is_none() && waits_for_shell(request)).then(|| "libhv: userspace".to_owned());
     let input = Input { typed: keys(terminal.is_some()), after };
     let outcome = supervise(&job, bochs.as_ref(), Some(input), &mut |source, piece| match source {
         // A reader that has gone away is no reason to end the guest.
@@ -77,13 +77,18 @@ pub(crate) fn image_arguments(memory: u64, own: &str, guest: &str) -> String {
     format!("memory={memory}M{own} -- {guest}")
 }
 
-/// Kernel, initial file system and command line: what was asked for, or what the `linux` image is run with.
+/// What an image boots when the command line does not say: kernel, initial file system and command line.
+const GUESTS: [(&str, [&str; 3]); 2] = [
+    ("linux", [guests::KERNELS[0], guests::BUSYBOX, "console=ttyS0"]),
+    ("pmu-profiler", [guests::KERNELS[0], perf::PERF, "console=ttyS0 quiet hv.perf=profile"]),
+];
+
+/// Kernel, initial file system and command line: what was asked for, or what the image is run with.
 pub(crate) fn guest_of(image: &str, guest: &cli::Guest) -> (Option<String>, Option<String>, String) {
-    let linux = image == "linux" && guest.kernel.is_none();
-    let kernel = guest.kernel.clone().or_else(|| linux.then(|| guests::KERNELS[0].to_owned()));
-    let initrd = guest.initrd.clone().or_else(|| linux.then(|| guests::BUSYBOX.to_owned()));
-    let append = guest.append.clone().unwrap_or_else(|| if linux { "console=ttyS0".to_owned() } else { String::new() });
-    (kernel, initrd, append)
+    let usual = GUESTS.iter().find(|(name, _)| *name == image).filter(|_| guest.kernel.is_none());
+    let or =
+        |asked: &Option<String>, part: usize| asked.clone().or_else(|| usual.map(|(_, parts)| parts[part].to_owned()));
+    (or(&guest.kernel, 0), or(&guest.initrd, 1), or(&guest.append, 2).unwrap_or_default())
 }
 
 /// The image's name; an ELF file from elsewhere has none.
@@ -91,8 +96,10 @@ fn image_of(request: &cli::Run) -> &str {
     if request.elf.is_some() { "" } else { &request.image }
 }
 
-fn wants_busybox(request: &cli::Run) -> bool {
-    guest_of(image_of(request), &request.guest).1.is_some_and(|initrd| initrd == guests::BUSYBOX)
+/// Whether the guest's initial file system is one of the tool's own, whose shell reads the keyboard when it is there.
+fn waits_for_shell(request: &cli::Run) -> bool {
+    let initrd = guest_of(image_of(request), &request.guest).1;
+    initrd.is_some_and(|initrd| [guests::BUSYBOX, perf::PERF].contains(&initrd.as_str()))
 }
 
 /// The keys typed, as they come. On a terminal the escape ends the tool, and with it the emulator.
@@ -119,4 +126,26 @@ fn keys(is_terminal: bool) -> Receiver<Typed> {
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_goes_before_what_is_usual() {
+        let none = cli::Guest { memory: 256, kernel: None, initrd: None, append: None };
+        let (kernel, initrd, append) = guest_of("pmu-profiler", &none);
+        assert_eq!((kernel.as_deref(), initrd.as_deref()), (Some("linux-6.1"), Some("perf")));
+        assert!(append.contains("hv.perf=profile"));
+        let mine = cli::Guest { append: Some("x".to_owned()), ..none.clone() };
+        assert_eq!(guest_of("linux", &mine).2, "x");
+        let other = cli::Guest { kernel: Some("k".to_owned()), ..none.clone() };
+        assert_eq!(
+            guest_of("linux", &other),
+            (Some("k".to_owned()), None, String::new()),
+            "a kernel of one's own comes alone"
+        );
+        assert_eq!(guest_of("guest", &none), (None, None, String::new()));
+    }
 }

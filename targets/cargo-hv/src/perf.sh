@@ -23,8 +23,8 @@ dmesg | grep -i 'Performance Events' | sed 's/^\[[^]]*\] */libhv: perf driver: /
 # The number of interrupts of one kind that all processors have had: NMI, PMI, LOC.
 interrupts() { awk -v name="$1:" '$1 == name { for (i = 2; i <= NF && $i ~ /^[0-9]+$/; i++) n += $i } END { print n + 0 }' /proc/interrupts; }
 
-# The number after the word $1 in what the workload said.
-said() { awk -v name="$1" '{ for (i = 1; i < NF; i++) if ($i == name) print $(i + 1) + 0 }' said; }
+# The number after the word $1 in what the workload said, without the zeros that awk would take for an octal mark.
+said() { awk -v name="$1" '{ for (i = 1; i < NF; i++) if ($i == name) { n = $(i + 1); sub(/^0+/, "", n); print n } }' said; }
 
 # The count of event $1 in what perf stat wrote.
 counted() { awk -F, -v name="$1" '$3 == name { print $1 }' counts; }
@@ -34,7 +34,7 @@ judge() {
     count=$(counted "$1")
     case $count in
         "$2") echo "libhv: perf $1 $count is exact" ;;
-        [0-9]*) echo "libhv: perf $1 $count is not $2: $((count - $2)) more" ;;
+        [0-9]*) echo "libhv: perf $1 $count is not $2: $((count - $2)) more"; cat said ;;
         *) echo "libhv: perf $1 ${count:-is missing}" ;;
     esac
 }

@@ -18,7 +18,7 @@ echo 0 > /proc/sys/kernel/kptr_restrict
 echo 0 2>/dev/null > /proc/sys/kernel/nmi_watchdog
 echo 100 > /proc/sys/kernel/perf_cpu_time_max_percent
 echo "libhv: perf version $(perf --version)"
-dmesg | grep -i 'Performance Events' | sed 's/^\[[^]]*\] */libhv: perf driver: /'
+dmesg | grep -E 'Performance Events|tsc: Detected' | sed 's/^\[[^]]*\] */libhv: perf driver: /'
 
 # The number of interrupts of one kind that all processors have had: NMI, PMI, LOC.
 interrupts() { awk -v name="$1:" '$1 == name { for (i = 2; i <= NF && $i ~ /^[0-9]+$/; i++) n += $i } END { print n + 0 }' /proc/interrupts; }

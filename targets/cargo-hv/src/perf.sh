@@ -80,7 +80,7 @@ timed() {
 events() { awk -v n="$1" -v e="$event" 'BEGIN { for (i = 1; i <= n; i++) printf "%s%s", e, i < n ? "," : "" }'; }
 
 bench() {
-    timed warm-up
+    workload mixed 100000 > /dev/null
     timed none
     for number in 6 10; do
         timed "$number-events" perf record -q -F "$rate" -e "$(events $number)" -a --overwrite -o data
@@ -103,5 +103,5 @@ dmesg | grep -E 'unchecked MSR.* 0x(c[1-8]|18[6-9a-d]|30[9abc]|345|38[d-f]|39[0-
 echo "libhv: perf NMIs $(interrupts NMI)"
 echo "libhv: perf PMIs $(interrupts PMI)"
 # The serial line is slower than the power switch.
-sleep 0.3
+sleep 0.1
 poweroff -f

@@ -30,7 +30,7 @@ fn counts(selector: EventSelector, maker: Maker) -> Option<Counts> {
     const EDGE: usize = 18;
     const INVERT: usize = 23;
     // One instruction in a period of the clock: a threshold above 1 is not reached, and edges and periods without are
-    // not the instruction's.
+    // not the instruction's. Without a threshold INV means nothing.
     let threshold = selector.0.get_bits(24..32);
     // Outside transactions alone (IN_TXCP), and with PEBS (bit 34), it is still the same event; in them (IN_TX), or by more
     // bits of a unit mask, another.
@@ -38,7 +38,8 @@ fn counts(selector: EventSelector, maker: Maker) -> Option<Counts> {
     if another {
         return None;
     }
-    if selector.0.get_bit(EDGE) || selector.0.get_bit(INVERT) || threshold > 1 || !selector.enabled() {
+    if selector.0.get_bit(EDGE) || threshold > 1 || threshold == 1 && selector.0.get_bit(INVERT) || !selector.enabled()
+    {
         return None;
     }
     match (maker, selector.event(maker), selector.unit_mask()) {
@@ -113,6 +114,8 @@ mod tests {
         assert!(counts(branches, 0, true) && !counts(branches, 0, false));
         assert!(!counts(branches | 0x1100, 0, true), "a conditional branch is not emulated");
         assert!(!counts(INSTRUCTIONS & !EventSelector::ENABLE | SYSTEM, 0, false));
+        let inverted = INSTRUCTIONS | SYSTEM | 1 << 23;
+        assert!(counts(inverted, 0, false) && !counts(inverted | 1 << 24, 0, false));
         assert!(!counts(INSTRUCTIONS | SYSTEM | 1 << 32, 0, false), "it is in no transaction");
         assert!(!counts(INSTRUCTIONS | SYSTEM | 1 << 40, 0, false), "a second unit mask is another event");
         assert!(counts(INSTRUCTIONS | SYSTEM | 1 << 33, 0, false));

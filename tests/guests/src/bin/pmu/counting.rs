@@ -2,6 +2,7 @@
 
 use crate::unit::*;
 use core::arch::asm;
+use guests::boot::has_word;
 use guests::cpu::wrmsr;
 use guests::faults::{BP, GP, UD, catch, raises};
 use guests::report::{Outcome, Tests, check, same};
@@ -66,7 +67,9 @@ unsafe fn cycles() -> Outcome {
     program(1, REFERENCE_CYCLES, 0);
     wrmsr(FIXED_CTR_CTRL, 0x110);
     pmu_loop(3 | 6 << 32, TURNS);
-    check(general(0) >= LENGTH, "fewer cycles than instructions")?;
+    // The last instruction may be one that a hypervisor executes, in no time of the guest's.
+    let executed = if has_word("bare") { LENGTH } else { LENGTH - 1 };
+    check(general(0) >= executed, "fewer cycles than instructions")?;
     same("core cycles", fixed(1), general(0))?;
     same("reference cycles", fixed(2), general(1))?;
     same("at the rate of the core", general(1), general(0))

@@ -9,7 +9,7 @@ use crate::install::{self, Need};
 use crate::say::say;
 use crate::status::{BUILD, DONE, Doing, FAILED, Failure, Result};
 use crate::supervise::{Source, supervise};
-use crate::{bochs_build, build, cli, command, guests, place, run};
+use crate::{bench_pmu, bochs_build, build, cli, command, guests, place, run};
 
 /// The file, from the repository's root.
 const FILE: &str = "tests/bench.toml";
@@ -29,9 +29,9 @@ struct Row {
     source: From,
     unit: String,
     #[serde(default)]
-    target: BTreeMap<String, u64>,
+    target: BTreeMap<String, f64>,
     #[serde(default)]
-    peer: BTreeMap<String, u64>,
+    peer: BTreeMap<String, f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -41,6 +41,7 @@ enum From {
     Log,
     Linux,
     Size,
+    Pmu,
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,14 +51,33 @@ struct File {
 }
 
 /// One figure; a line of the JSON output.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 struct Figure {
     name: String,
     machine: String,
-    value: u64,
+    #[serde(serialize_with = "plain")]
+    value: f64,
     unit: String,
-    target: Option<u64>,
-    peer: Option<u64>,
+    #[serde(serialize_with = "plain_or_none")]
+    target: Option<f64>,
+    #[serde(serialize_with = "plain_or_none")]
+    peer: Option<f64>,
+}
+
+/// Writes whole numbers without a point, and others with two digits behind it.
+fn plain<S: serde::Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+    if value.fract() == 0.0 {
+        to.serialize_i64(*value as i64)
+    } else {
+        to.serialize_f64((value * 100.0).round() / 100.0)
+    }
+}
+
+fn plain_or_none<S: serde::Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => plain(value, to),
+        None => to.serialize_none(),
+    }
 }
 
 /// Measures what has `name` in its name, on the machine `on` or on all, and prints a table or a JSON object a line.
@@ -85,6 +105,10 @@ pub(crate) fn run(name: Option<&str>, on: Option<&str>, json: bool) -> Result<u8
             measured(linux(row, machine).map(|figure| vec![figure]));
         }
     }
+    if name.is_some() && on.is_none_or(|on| on == bench_pmu::MACHINE) && rows.iter().any(|row| row.source == From::Pmu)
+    {
+        measured(pmu(&rows));
+    }
     if let Some(row) = rows.iter().find(|row| row.source == From::Size) {
         measured(minimal_size(row).map(|figure| vec![figure]));
     }
@@ -99,8 +123,8 @@ pub(crate) fn run(name: Option<&str>, on: Option<&str>, json: bool) -> Result<u8
 }
 
 impl Row {
-    fn figure(&self, machine: &str, value: u64) -> Figure {
-        let of = |figures: &BTreeMap<String, u64>| figures.get(machine).or_else(|| figures.get(ANY)).copied();
+    fn figure(&self, machine: &str, value: f64) -> Figure {
+        let of = |figures: &BTreeMap<String, f64>| figures.get(machine).or_else(|| figures.get(ANY)).copied();
         Figure {
             name: self.name.clone(),
             machine: machine.to_owned(),
@@ -155,9 +179,9 @@ fn exits(rows: &[Row], machine: &str) -> Result<Vec<Figure>> {
         let (text, mark) = match row.source {
             From::Guest => (&com1, "BENCH "),
             From::Log => (&com2, "libhv: bench "),
-            From::Linux | From::Size => return None,
+            From::Linux | From::Size | From::Pmu => return None,
         };
-        value(text, mark, &row.name).map(|value| row.figure(machine, value))
+        value(text, mark, &row.name).map(|value| row.figure(machine, value as f64))
     };
     Ok(rows.iter().filter_map(found).collect())
 }
@@ -182,7 +206,7 @@ fn linux(row: &Row, machine: &str) -> Result<Figure> {
     request.bare = true;
     let without = first_process(&lines(&request, DONE)?.0)?;
     let target = without + without * LINUX_PERCENT / 100;
-    Ok(Figure { target: Some(target), peer: Some(without), ..row.figure(machine, with) })
+    Ok(Figure { target: Some(target as f64), peer: Some(without as f64), ..row.figure(machine, with as f64) })
 }
 
 /// What the first process of the tool's initial file system says.
@@ -194,6 +218,13 @@ fn first_process(com1: &str) -> Result<u64> {
         .ok_or_else(|| Failure::request("Linux's first process did not tell the time"))
 }
 
+/// What a guest's use of the PMU costs.
+fn pmu(rows: &[Row]) -> Result<Vec<Figure>> {
+    let values = bench_pmu::measure(&|request| lines(request, DONE))?;
+    let found = |row: &Row| Some(row.figure(bench_pmu::MACHINE, *values.get(row.name.strip_prefix("pmu-")?)?));
+    Ok(rows.iter().filter(|row| row.source == From::Pmu).filter_map(found).collect())
+}
+
 /// Bytes of the stripped image `minimal`.
 fn minimal_size(row: &Row) -> Result<Figure> {
     install::ensure(&[Need::Build])?;
@@ -201,12 +232,12 @@ fn minimal_size(row: &Row) -> Result<Figure> {
     let scratch = tempfile::tempdir().doing("making a folder")?;
     let stripped = scratch.path().join("minimal");
     command::output(Command::new("strip").arg("-o").arg(&stripped).arg(elf), BUILD)?;
-    Ok(row.figure(ANY, stripped.metadata().doing("reading the stripped image")?.len()))
+    Ok(row.figure(ANY, stripped.metadata().doing("reading the stripped image")?.len() as f64))
 }
 
 /// The figures for people.
 fn table(rows: &[Row], figures: &[Figure]) -> String {
-    let number = |number: Option<u64>| number.map_or("-".to_owned(), grouped);
+    let number = |number: Option<f64>| number.map_or("-".to_owned(), grouped);
     let mut text =
         format!("{:<66} {:<5} {:>14} {:>14} {:>14}  unit\n", "operation", "on", "ours", "to reach", "Linux KVM");
     for row in rows {
@@ -229,11 +260,14 @@ fn table(rows: &[Row], figures: &[Figure]) -> String {
     text
 }
 
-/// A number with its thousands apart.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
+/// A number with its thousands apart, and with two digits behind the point where it is not whole.
+fn grouped(number: f64) -> String {
+    if number.fract() != 0.0 {
+        return format!("{number:.2}");
+    }
+    let digits = format!("{:.0}", number.abs());
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    groups.join(",")
+    format!("{}{}", if number < 0.0 { "-" } else { "" }, groups.join(","))
 }
 
 #[cfg(test)]
@@ -261,13 +295,14 @@ mod tests {
             about: "b".into(),
             source: From::Guest,
             unit: "bytes".into(),
-            target: BTreeMap::from([(ANY.to_owned(), 5)]),
+            target: BTreeMap::from([(ANY.to_owned(), 5.0)]),
             peer: BTreeMap::new(),
         };
         let rows = [row.clone()];
-        assert!(table(&rows, &[row.figure("svm", 6)]).contains("above"));
-        assert!(!table(&rows, &[row.figure("svm", 5)]).contains("above"));
-        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert!(table(&rows, &[row.figure("svm", 6.0)]).contains("above"));
+        assert!(!table(&rows, &[row.figure("svm", 5.0)]).contains("above"));
+        assert_eq!(grouped(1_234_567.0), "1,234,567");
+        assert_eq!(grouped(0.456), "0.46");
     }
 
     #[test]

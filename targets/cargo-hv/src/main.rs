@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod bench_pmu;
 mod bochs;
 mod bochs_build;
 mod bochs_edits;

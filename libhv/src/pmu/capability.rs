@@ -64,7 +64,7 @@ impl PmuCapability {
         }
         let contiguous = if version >= 2 { edx.get_bits(0..5) } else { 0 };
         let listed = if version >= 5 { ecx } else { 0 };
-        let all_fixed = (1u32 << contiguous) - 1 | listed;
+        let all_fixed = ((1u32 << contiguous) - 1) | listed;
         let fixed = all_fixed as u8;
         let known = eax.get_bits(24..32).min(ARCHITECTURAL_EVENTS);
         let beyond = u32::MAX << known & ((1 << ARCHITECTURAL_EVENTS) - 1);

@@ -77,6 +77,7 @@ impl<P: PmuPolicy> Pmu<P> {
             let mut share = policy.share(host);
             share.lbr &= hardware.switches_branch_control();
             let view = PmuView::decide(host, &share, P::MEANS, hardware.global_switch())?;
+            let view = if P::HOST_COUNTS { view.without_freezing() } else { view };
             Ok(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
         };
         let view = match &host {
@@ -293,14 +294,16 @@ impl<P: PmuPolicy> Pmu<P> {
                 hardware.read_pmu(selector_register(host, n))
             }
             PmuRegister::Selector(n) | PmuRegister::CoreSelector(n) => self.selectors[at(n)],
-            PmuRegister::FixedControl if self.selectors_passed => hardware.read_pmu(register),
+            // What only the processor has and the guest does not see stays hidden, here and below.
+            PmuRegister::FixedControl if self.selectors_passed => {
+                hardware.read_pmu(register) & view.guest().fixed_control_bits()
+            }
             PmuRegister::FixedControl => self.fixed_control,
             PmuRegister::Counter(n) | PmuRegister::FullCounter(n) => hardware.read_counter(CounterIndex::General(n)),
             PmuRegister::Fixed(n) => hardware.read_counter(CounterIndex::Fixed(n)),
             PmuRegister::GlobalControl if hardware.global_switch() == GlobalSwitch::Hardware => {
                 hardware.guest_global_control()
             }
-            // What only the processor has and the guest does not see stays hidden.
             PmuRegister::GlobalControl => hardware.read_pmu(register) & view.guest().control_bits(),
             PmuRegister::GlobalStatus => hardware.read_pmu(register) & view.status_bits(),
             PmuRegister::InUse => self.in_use(view, host, hardware),

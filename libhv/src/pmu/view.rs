@@ -37,8 +37,9 @@ const FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
 /// IA32_PERF_GLOBAL_STATUS: OvfBuf, and from version 3 on Ovf_Uncore.
 const STATUS_BUFFER: u64 = 1 << 62;
 const STATUS_UNCORE: u64 = 1 << 61;
-/// IA32_PERF_GLOBAL_STATUS from version 4 on: LBR_Frz, CTR_Frz.
-const STATUS_FROZEN: u64 = 1 << 58 | 1 << 59;
+/// IA32_PERF_GLOBAL_STATUS from version 4 on: LBR_Frz, and CTR_Frz.
+const STATUS_BRANCHES_FROZEN: u64 = 1 << 58;
+const STATUS_COUNTERS_FROZEN: u64 = 1 << 59;
 /// IA32_PERF_GLOBAL_STATUS: CondChgd, which can be cleared and not set.
 const STATUS_CHANGED: u64 = 1 << 63;
 /// IA32_LBR_CTL: LBREn, OS, USR, CALL_STACK, and the seven filters by kind of branch.
@@ -127,6 +128,7 @@ pub struct PmuView {
     means: Means,
     switch: GlobalSwitch,
     filters: bool,
+    freezes: bool,
 }
 
 /// Returns the counters from 0 on that have no gap between them.
@@ -174,7 +176,7 @@ impl PmuView {
             Maker::Intel => Self::intel(host, share, counters, means),
             Maker::Amd => Self::amd(host, counters).ok_or(NoPmu::TooFewCounters)?,
         };
-        Ok(Self { guest, host: *host, means, switch, filters: false })
+        Ok(Self { guest, host: *host, means, switch, filters: false, freezes: true })
     }
 
     fn intel(host: &PmuCapability, share: &PmuShare, counters: u8, means: Means) -> PmuCapability {
@@ -237,6 +239,12 @@ impl PmuView {
         self
     }
 
+    /// Keeps the guest from freezing counters: those that are frozen are all the processor's, and not all are the guest's.
+    #[must_use]
+    pub fn without_freezing(self) -> Self {
+        Self { freezes: false, ..self }
+    }
+
     /// Returns what the guest's PMU has.
     #[inline]
     pub fn guest(&self) -> &PmuCapability {
@@ -261,6 +269,12 @@ impl PmuView {
     #[inline]
     pub fn filters(&self) -> bool {
         self.filters
+    }
+
+    /// Returns whether the guest may freeze its counters, where its PMU can.
+    #[inline]
+    pub fn freezes(&self) -> bool {
+        self.freezes
     }
 
     // CPUID and what goes with it
@@ -342,7 +356,8 @@ impl PmuView {
         if self.guest.maker != Maker::Intel || self.guest.version < 2 || !self.shows_capabilities() {
             return 0;
         }
-        FREEZE_PERFMON_ON_PMI | if self.shows_lbr() { FREEZE_LBRS_ON_PMI } else { 0 }
+        let counters = if self.freezes { FREEZE_PERFMON_ON_PMI } else { 0 };
+        counters | if self.shows_lbr() { FREEZE_LBRS_ON_PMI } else { 0 }
     }
 
     // Registers
@@ -386,7 +401,10 @@ impl PmuView {
             (Maker::Amd, _) => 0,
             (Maker::Intel, 0..3) => STATUS_BUFFER,
             (Maker::Intel, 3) => STATUS_BUFFER | STATUS_UNCORE,
-            (Maker::Intel, _) => STATUS_BUFFER | STATUS_UNCORE | STATUS_FROZEN,
+            (Maker::Intel, _) => {
+                let frozen = if self.freezes { STATUS_COUNTERS_FROZEN } else { 0 };
+                STATUS_BUFFER | STATUS_UNCORE | STATUS_BRANCHES_FROZEN | frozen
+            }
         };
         self.guest.control_bits() | more
     }

@@ -44,8 +44,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => emulated.start(&mut self.backend),
-                None if self.beside.is_none() => self.pmu.acquire(&mut self.backend, world.host),
-                None => {}
+                None => self.pmu.acquire(&mut self.backend, world.host),
             }
             self.hear_pmu(world);
             self.mirror_pmu(world);
@@ -55,13 +54,14 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest has ended: nothing of it stays in the processor.
     #[cold]
     pub(super) fn leave_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        // While the host's counters are still there: what the guest leaves is cleared with all that are.
+        self.end_host(world);
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => emulated.end(&mut self.backend, world.host),
                 None => registers!(self, |hardware| self.pmu.release(hardware, world.host)),
             }
         }
-        self.end_host(world);
     }
 
     /// Returns the state of the guest's PMU for a snapshot; `None` when it has none (requirement A29).

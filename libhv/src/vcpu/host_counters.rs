@@ -15,6 +15,7 @@ use alloc::boxed::Box;
 pub(super) struct Beside {
     pub(super) counters: HostPmu,
     pub(super) guest: Bank,
+    runs: bool,
 }
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
@@ -23,30 +24,33 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         self.beside.as_ref().map(|beside| beside.counters.post())
     }
 
-    /// Starts the host's counters.
+    /// Starts the host's counters, unless they run: the guest's registers are in the processor then, or kept.
     pub(super) fn start_host<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<()> {
-        let Some(events) = self.pmu.policy().host_events().filter(|_| P::HOST_COUNTS && self.beside.is_none()) else {
-            return Ok(());
-        };
-        let guest = self.pmu.view().map(|view| PmuShare {
-            counters: view.guest().counters,
-            fixed: view.guest().fixed,
-            lbr: false,
-        });
-        let switch = self.backend.global_switch();
-        let mut counters = HostPmu::new(events, self.pmu.processor(), guest.as_ref(), switch)
-            .map_err(|_| Error::Unsupported(Requirement::HostCounters))?;
-        let mut guest = Bank::default();
-        counters.adopt(&mut guest, &mut self.backend);
-        counters.post().publish();
-        counters.start(self.index, &mut self.backend, world.host);
-        self.beside = Some(Box::new(Beside { counters, guest }));
+        let Some(events) = self.pmu.policy().host_events().filter(|_| P::HOST_COUNTS) else { return Ok(()) };
+        if self.beside.is_none() {
+            let guest = self.pmu.view().map(|view| PmuShare {
+                counters: view.guest().counters,
+                fixed: view.guest().fixed,
+                lbr: false,
+            });
+            let switch = self.backend.global_switch();
+            let counters = HostPmu::new(events, self.pmu.processor(), guest.as_ref(), switch)
+                .map_err(|_| Error::Unsupported(Requirement::HostCounters))?;
+            counters.post().publish();
+            self.beside = Some(Box::new(Beside { counters, guest: Bank::default(), runs: false }));
+        }
+        if let Some(beside) = self.beside.as_deref_mut().filter(|beside| !beside.runs) {
+            beside.counters.adopt(&mut beside.guest, &mut self.backend);
+            beside.counters.start(self.index, &mut self.backend, world.host);
+            beside.runs = true;
+        }
         Ok(())
     }
 
     /// Stops the host's counters.
     pub(super) fn end_host<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if let Some(beside) = &mut self.beside {
+        if let Some(beside) = self.beside.as_deref_mut().filter(|beside| beside.runs) {
+            beside.runs = false;
             beside.counters.end(&mut self.backend, world.host);
         }
     }
@@ -59,7 +63,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
         let route = self.guest_route(world);
         if let Some(beside) = &mut self.beside {
-            let Beside { counters, guest } = &mut **beside;
+            let Beside { counters, guest, .. } = &mut **beside;
             counters.on_entry(&mut self.backend, world.host, guest, route);
         }
     }
@@ -75,7 +79,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if let Some(beside) = &mut self.beside
             && P::HOST_COUNTS
         {
-            let Beside { counters, guest } = &mut **beside;
+            let Beside { counters, guest, .. } = &mut **beside;
             counters.on_exit(&mut self.backend, world.host, guest, true);
         }
     }

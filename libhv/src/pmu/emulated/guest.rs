@@ -40,7 +40,9 @@ impl EmulatedPmu {
         let shown = Self::shown(processor, switch);
         let view = PmuView::new(&shown, &policy.share(&shown), Means::Emulated, switch)?;
         let view = if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, &shown)) } else { view };
-        Some(Self::new(view, processor, switch))
+        // IA32_DEBUGCTL goes into the processor: an entry with a bit that it lacks is refused.
+        let has = processor.is_some_and(|pmu| pmu.maker == Maker::Intel && pmu.version >= 2 && pmu.capabilities != 0);
+        Some(Self::new(if has { view } else { view.without_freezing() }, processor, switch))
     }
 
     /// RDMSR; `None` for #GP.

@@ -72,6 +72,7 @@ impl HostPmu {
     /// the host.
     pub fn adopt(&mut self, guest: &mut Bank, hardware: &mut impl PmuHardware) {
         if self.plan.parks_guest() {
+            self.bank = Bank::default();
             self.save(guest, true, hardware);
         }
     }
@@ -87,8 +88,9 @@ impl HostPmu {
     /// been arranged.
     pub fn start(&mut self, processor: usize, hardware: &mut impl PmuHardware, host: &mut impl PmiHost) {
         self.post.set_processor(processor);
-        for event in &self.events {
-            let from = event.period.map_or(0, |period| period.wrapping_neg() & event.mask);
+        for (number, event) in self.events.iter().enumerate() {
+            // Where it was when it ended, or at the beginning.
+            let from = self.post.held(number);
             match event.counter {
                 CounterIndex::General(n) => {
                     let at = usize::from(n & 7);

@@ -5,7 +5,7 @@ use super::*;
 use crate::devices::{Chipset, Configuration};
 use crate::exit::{Exit, Resolution, StopReason};
 use crate::pmu::host::{HostCounters, HostEvent};
-use crate::pmu::{Emulated, EventFilter, Filtered, Passthrough, PmuCapability, PmuCounts, PmuPolicy};
+use crate::pmu::{Emulated, EventFilter, Filtered, Means, Passthrough, PmuCapability, PmuCounts, PmuPolicy, PmuShare};
 use crate::registers::{EntryState, GuestState};
 use crate::sim::pmu::{Config, Happened, amd, intel};
 use crate::vcpu::cpuid::Settings;
@@ -104,8 +104,14 @@ fn run_for<A: Appliance, P: PmuPolicy>(
         Chipset::new(Configuration { memory_below_4g: MEMORY as u64, ..Configuration::new(HZ) }, Box::new(()));
     let (settings, entry) = (Settings::new(1, HZ), EntryState::protected_mode(0x1000));
     let mut vcpu = Vcpu::with_pmu(processor, appliance, policy, capability, 0, &cpuid, &settings, &entry);
-    let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine });
-    let Ok(StopReason::DebugExit(value)) = outcome else { panic!("the guest ended with {outcome:?}") };
+    let value = loop {
+        match vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine }) {
+            Ok(StopReason::DebugExit(value)) => break value,
+            // It halts for good, and is run again all the same.
+            Ok(StopReason::Halted) => machine.work(&HOST_WORK),
+            outcome => panic!("the guest ended with {outcome:?}"),
+        }
+    };
     let host = vcpu.host_counters().map_or(0, |post| post.value(0));
     Ran { value, journal: journal.take(), counts: vcpu.pmu_counts(), exits: vcpu.trace().exits(), host, machine }
 }
@@ -235,6 +241,64 @@ fn a_host_counts_itself_or_the_guest_too() {
         let both =
             run(().beside(HostCounters::new().count(HostEvent::Cycles).counting_guest()), registers, 0, &program);
         assert!(both.host % 10_000 >= 3000, "{} on {:?}", both.host, registers.vendor);
+    }
+}
+
+/// Four counters, and none of the fixed-function ones.
+struct Four;
+impl PmuPolicy for Four {
+    const MEANS: Means = Means::Passed;
+    const FILTERS: bool = false;
+    fn share(&self, host: &PmuCapability) -> PmuShare {
+        PmuShare { counters: 4, fixed: 0, ..PmuShare::all(host) }
+    }
+}
+
+/// However its counters are kept, and whoever counts beside it: a guest that has stopped finds them again, and the host
+/// has its own account of both turns.
+#[test]
+fn a_guest_that_stops_and_runs_again_goes_on_counting() {
+    fn counts<P: PmuPolicy>(policy: impl Fn() -> P, registers: Registers) -> u64 {
+        let body = |stops: bool| {
+            counting(registers, INSTRUCTIONS, 0, |program| {
+                program.repeat(50, &[Op::Nop]).ops(if stops { &[Op::Hlt] } else { &[Op::Nop] });
+                program.repeat(50, &[Op::Nop]);
+            })
+        };
+        let [through, stopped] = [false, true].map(|stops| run(policy(), registers, 0, &body(stops)));
+        assert_eq!(stopped.value, through.value, "on {:?}", registers.vendor);
+        // The host works at exits and entries alone, when counters that are exchanged stand still.
+        let works = [through.host, stopped.host].map(|host| host / 10_000);
+        assert_eq!([through.host, stopped.host], works.map(|work| work * 10_000), "the host counts the guest");
+        assert!(works[1] <= 100 && works[0] <= works[1], "{works:?}");
+        works[1]
+    }
+    for registers in both() {
+        counts(Passthrough::new, registers);
+        counts(|| Filtered::new(&EventFilter::ALLOW_ALL).expect("legal"), registers);
+        counts(Emulated::new, registers);
+        counts(|| Passthrough::new().beside(HostCounters::new().count(HostEvent::Cycles)), registers);
+        let works = counts(|| Four.beside(HostCounters::new().count(HostEvent::Cycles)), registers);
+        assert_eq!(works > 0, matches!(registers.vendor, Vendor::Intel), "AMD's are exchanged");
+    }
+}
+
+/// Requirement A4: a host whose counters stay in the processor beside the guest's shows none of its control, and is not
+/// frozen with them.
+#[test]
+fn a_host_beside_a_guest_is_not_seen_and_not_stopped() {
+    let [registers, _] = both();
+    let beside = || Four.beside(HostCounters::new().count(HostEvent::Fixed(0)));
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).rdmsr(0x38D);
+    program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
+    assert_eq!(run(beside(), registers, 0, &program).value, 0, "IA32_FIXED_CTR_CTRL is the host's");
+    for (msr, value) in [(0x391, 1 << 59), (0x1D9, 1 << 12)] {
+        let mut program = Program::at(0x1000);
+        program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(msr, value).out(DEBUG_EXIT, Width::Dword, 1);
+        program.ops(&[Op::Hlt]).handler(13).out(DEBUG_EXIT, Width::Dword, 13);
+        assert_eq!(run(beside(), registers, 0, &program).value, 13, "{msr:#x} freezes the host");
+        assert_eq!(run(Four, registers, 0, &program).value, 1, "it is the guest's own");
     }
 }
 

@@ -19,10 +19,15 @@ use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
 use crate::vcpu::cpuid::{CpuidSource, CpuidTable};
 use core::fmt;
 
-/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
-pub const FREEZE_PERFMON_ON_PMI: u64 = 1 << 12;
 /// IA32_PERF_GLOBAL_STATUS.CTR_FRZ: counters are frozen by an interrupt (T-A24).
-const COUNTERS_FROZEN: u64 = 1 << 59;
+pub const COUNTERS_FROZEN: u64 = 1 << 59;
+
+/// Returns the bits of IA32_PERF_GLOBAL_STATUS that an interrupt sets with this IA32_DEBUGCTL: LBR_FRZ by
+/// FREEZE_LBRS_ON_PMI, CTR_FRZ by FREEZE_PERFMON_ON_PMI.
+pub const fn frozen_by_interrupt(debugctl: u64) -> u64 {
+    const FREEZE: u64 = 1 << 11 | 1 << 12;
+    (debugctl & FREEZE) << 47
+}
 
 /// What has happened to a guest's PMU, for reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -391,14 +396,14 @@ impl<P: PmuPolicy> Pmu<P> {
     }
 
     /// Counts an instruction that the hypervisor has executed in the guest's stead (A26). Returns whether a counter ran
-    /// over that interrupts: the guest's local APIC is to deliver one. `freezes` tells IA32_DEBUGCTL's
-    /// FREEZE_PERFMON_ON_PMI.
+    /// over that interrupts: the guest's local APIC is to deliver one. `freezes` tells what an
+    /// interrupt freezes, see [`frozen_by_interrupt`].
     #[inline]
     pub fn retire<B: PmuHardware>(
         &mut self,
         retired: Retired,
         hardware: &mut B,
-        freezes: impl FnOnce(&B) -> bool,
+        freezes: impl FnOnce(&B) -> u64,
     ) -> bool {
         let counting = self.counting(retired, hardware);
         counting != 0 && self.credit(counting, hardware, freezes)
@@ -432,12 +437,7 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Advances the counters in `counting` by one; returns as [`retire`](Self::retire) does.
     #[inline(never)]
-    pub fn credit<B: PmuHardware>(
-        &mut self,
-        counting: u64,
-        hardware: &mut B,
-        freezes: impl FnOnce(&B) -> bool,
-    ) -> bool {
+    pub fn credit<B: PmuHardware>(&mut self, counting: u64, hardware: &mut B, freezes: impl FnOnce(&B) -> u64) -> bool {
         let Some(pmu) = self.host else { return false };
         let mut overflowed = 0;
         let mut interrupts = false;
@@ -464,7 +464,7 @@ impl<P: PmuPolicy> Pmu<P> {
             }
         }
         if overflowed != 0 && pmu.has_status_set() {
-            let freeze = if interrupts && pmu.maker == Maker::Intel && freezes(hardware) { COUNTERS_FROZEN } else { 0 };
+            let freeze = if interrupts && pmu.maker == Maker::Intel { freezes(hardware) } else { 0 };
             hardware.write_pmu(PmuRegister::StatusSet, overflowed | freeze);
         }
         self.counts.interrupts += u64::from(interrupts);

@@ -6,7 +6,7 @@ use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
 use crate::pmu::emulated::EmulatedPmu;
 use crate::pmu::host::Parked;
-use crate::pmu::mechanism::FREEZE_PERFMON_ON_PMI;
+use crate::pmu::mechanism::{COUNTERS_FROZEN, frozen_by_interrupt};
 use crate::pmu::paravirt::Paravirt;
 use crate::pmu::state::{State, StateError};
 use crate::pmu::{Pmu, PmuCounts, PmuPolicy, PmuReport, Retired};
@@ -69,9 +69,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if let Some(emulated) = &self.emulated {
             return Some(emulated.save());
         }
-        // A guest whose registers are kept is in no processor.
+        // Kept beside a host that counts they are in no processor, unless the run has ended.
         match &self.beside {
-            Some(beside) if P::HOST_COUNTS && beside.counters.plan().parks_guest() => None,
+            Some(beside) if beside.runs && beside.counters.plan().parks_guest() => None,
             _ => self.pmu.save(&self.backend, world.host),
         }
     }
@@ -102,9 +102,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn stop_clock(&mut self, now: Tsc) {
         if let Some(emulated) = &mut self.emulated
             && Pmu::<P>::EMULATED
-            && emulated.ticks()
         {
-            emulated.set_freezes(freezes(&self.backend));
+            emulated.set_freezes(freezes(&self.backend) & COUNTERS_FROZEN != 0);
             emulated.on_exit(now, &mut self.backend);
         }
     }
@@ -152,7 +151,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         {
             return emulated.retire(retired, &mut self.backend);
         }
-        let frozen = P::HOST_COUNTS && freezes(&self.backend);
+        let frozen = if P::HOST_COUNTS { freezes(&self.backend) } else { 0 };
         let interrupts = match &mut self.beside {
             Some(_) if P::HOST_COUNTS => registers!(self, |hardware| self.pmu.retire(retired, hardware, |_| frozen)),
             _ => self.pmu.retire(retired, &mut self.backend, freezes),
@@ -188,7 +187,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if let Some(emulated) = &mut self.emulated
             && Pmu::<P>::EMULATED
         {
-            emulated.set_freezes(freezes(&self.backend));
+            emulated.set_freezes(freezes(&self.backend) & COUNTERS_FROZEN != 0);
             let written = emulated.write_msr(msr, value, retired, self.pmu.policy(), &mut self.backend);
             // A counter may have a deadline now.
             self.attention = true;
@@ -252,7 +251,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 }
 
-/// Returns whether an overflow freezes the guest's counters.
-fn freezes(backend: &impl Backend) -> bool {
-    backend.switched_msr(DEBUGCTL).is_some_and(|word| word & FREEZE_PERFMON_ON_PMI != 0)
+/// Returns what an interrupt freezes, as bits of IA32_PERF_GLOBAL_STATUS.
+fn freezes(backend: &impl Backend) -> u64 {
+    backend.switched_msr(DEBUGCTL).map_or(0, frozen_by_interrupt)
 }

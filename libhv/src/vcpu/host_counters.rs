@@ -15,7 +15,7 @@ use alloc::boxed::Box;
 pub(super) struct Beside {
     pub(super) counters: HostPmu,
     pub(super) guest: Bank,
-    runs: bool,
+    pub(super) runs: bool,
 }
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {

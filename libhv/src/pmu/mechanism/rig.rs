@@ -282,7 +282,7 @@ impl Rig {
     pub(crate) fn exit<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>, cpl: u8, branch: bool) {
         guest.exits += 1;
         self.host_works();
-        if guest.mechanism.retire(Retired { cpl, branch }, &mut self.registers, |_| false) {
+        if guest.mechanism.retire(Retired { cpl, branch }, &mut self.registers, |_| 0) {
             guest.interrupts += 1;
         }
         self.host_works();

@@ -1,5 +1,6 @@
 //! The mechanism on `sim`'s PMU: what a guest counts, what it cannot, and what moves when.
 
+use super::frozen_by_interrupt;
 use super::rig::{BRANCH, Fault, ONE, Rig, TestGuest};
 use crate::pmu::bank::Bank;
 use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy, PmuShare, Retired};
@@ -413,6 +414,19 @@ fn a_stricter_arrangement_closes_what_an_earlier_one_opened() {
     assert_eq!([0, 0x4000_0001].map(|n| rig.rdpmc(&mut stricter, n)), [Ok(0); 2]);
 }
 
+/// As an interrupt of the processor's would, that of a credited overflow freezes what IA32_DEBUGCTL says.
+#[test]
+fn a_credited_overflow_freezes_branch_records_too() {
+    let mut rig = Rig::intel(intel::Config { lbr_depth: 8, ..intel::Config::default() });
+    let mut guest = rig.guest(Passthrough::new());
+    rig.resume(&mut guest);
+    rig.wrmsr(&mut guest, SELECTOR, INSTRUCTIONS | EventSelector::INTERRUPT).expect("legal");
+    rig.wrmsr(&mut guest, COUNTER, (1 << 48) - 1).expect("legal");
+    let retired = Retired { cpl: 0, branch: false };
+    assert!(guest.mechanism.retire(retired, &mut rig.registers, |_| frozen_by_interrupt(1 << 11 | 1 << 1)));
+    assert_eq!(rig.rdmsr(&mut guest, STATUS), Ok(1 << 58 | 1));
+}
+
 /// T-A24: CTR_FRZ is set with a credited overflow too, goes with its guest, and holds nobody else's counters.
 #[test]
 fn counters_that_an_interrupt_froze_stay_frozen_across_turns() {
@@ -428,7 +442,7 @@ fn counters_that_an_interrupt_froze_stay_frozen_across_turns() {
     rig.resume(&mut one);
     rig.wrmsr(&mut one, COUNTER, (1 << 48) - 1).expect("legal");
     let retired = Retired { cpl: 3, branch: false };
-    assert!(one.mechanism.retire(retired, &mut rig.registers, |_| true));
+    assert!(one.mechanism.retire(retired, &mut rig.registers, |_| frozen_by_interrupt(1 << 12)));
     for _ in 0..3 {
         assert_eq!(rig.rdmsr(&mut one, STATUS), Ok(FROZEN | 1));
         rig.step(&mut one, 3, &ONE);

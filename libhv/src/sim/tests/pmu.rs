@@ -107,8 +107,17 @@ fn run_for<A: Appliance, P: PmuPolicy>(
     let value = loop {
         match vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine }) {
             Ok(StopReason::DebugExit(value)) => break value,
-            // It halts for good, and is run again all the same.
-            Ok(StopReason::Halted) => machine.work(&HOST_WORK),
+            // It halts for good, and is run again all the same, out of a snapshot.
+            Ok(StopReason::Halted) => {
+                machine.work(&HOST_WORK);
+                let world = &mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine };
+                let state = vcpu.save_pmu(world);
+                assert_eq!(state.is_some(), P::MEANS != Means::Hidden);
+                if let Some(state) = state {
+                    vcpu.restore_pmu(&state, world).expect("its own");
+                    assert_eq!(vcpu.save_pmu(world), Some(state));
+                }
+            }
             outcome => panic!("the guest ended with {outcome:?}"),
         }
     };

@@ -44,6 +44,8 @@ pub(crate) enum Verb {
         verbose: bool,
     },
     /// Measures in instructions, and prints the figures beside Linux KVM's and the targets
+    ///
+    /// What is measured of the PMU takes many minutes, and runs when it is named alone: `cargo hv bench pmu`.
     Bench {
         /// Only what has this in its name
         name: Option<String>,

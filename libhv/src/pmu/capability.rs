@@ -33,7 +33,7 @@ pub struct PmuCapability {
     pub missing_events: u32,
     /// IA32_PERF_CAPABILITIES; 0 where there is none.
     pub capabilities: u64,
-    /// The AnyThread bits are gone (CPUID.0AH:EDX[15]).
+    /// The AnyThread bits are gone (CPUID.0AH:EDX\[15\]).
     pub any_thread_deprecated: bool,
     /// AMD's core extensions: PERF_CTLn and PERF_CTRn at C001_0200H.
     pub core_extensions: bool,

@@ -2,7 +2,7 @@
 //! be reached without an exit all follow. Pure.
 //!
 //! What passes is judged by the processor, not by this view, and a processor may be newer than what is shown of it:
-//! it takes bits in a passed register that the view calls reserved (IN_TX, adaptive PEBS, IA32_PERF_GLOBAL_CTRL[48]).
+//! it takes bits in a passed register that the view calls reserved (IN_TX, adaptive PEBS, IA32_PERF_GLOBAL_CTRL\[48\]).
 //! None of them shows a guest, or counts, anything but itself; where one could, the register does not pass.
 
 mod passing;
@@ -329,11 +329,11 @@ impl PmuView {
     pub fn shows_capabilities(&self) -> bool {
         self.guest.capabilities != 0
     }
-    /// Returns CPUID.(07H,0):EDX[19]: architectural last-branch records.
+    /// Returns CPUID.(07H,0):EDX\[19\]: architectural last-branch records.
     pub fn shows_lbr(&self) -> bool {
         self.guest.lbr_depth != 0
     }
-    /// Returns CPUID.80000001H:ECX[23], PerfCtrExtCore.
+    /// Returns CPUID.80000001H:ECX\[23\], PerfCtrExtCore.
     pub fn shows_core_extensions(&self) -> bool {
         self.guest.core_extensions
     }

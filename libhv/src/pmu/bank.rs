@@ -42,6 +42,18 @@ pub(super) const fn selector_register(pmu: &PmuCapability, n: u8) -> PmuRegister
     }
 }
 
+/// Returns the numbers of the bits that are set.
+#[inline]
+pub(super) fn ones(mut bits: u64) -> impl Iterator<Item = u8> {
+    core::iter::from_fn(move || {
+        let lowest = bits.trailing_zeros() as u8;
+        (bits != 0).then(|| {
+            bits &= bits - 1;
+            lowest
+        })
+    })
+}
+
 impl Bank {
     /// Takes what changes by itself out of a processor whose counters stand still: counters and status. What the
     /// hypervisor writes it knows already.
@@ -69,16 +81,21 @@ impl Bank {
         }
     }
 
-    /// Takes those selectors whose counters are enabled in `enabled`, as IA32_PERF_GLOBAL_CTRL has it.
-    pub fn take_selectors_of(&mut self, pmu: &PmuCapability, enabled: u64, hardware: &impl PmuHardware) {
-        for (n, selector) in (0..pmu.counters).zip(&mut self.selectors) {
-            if enabled >> n & 1 != 0 {
-                *selector = hardware.read_pmu(selector_register(pmu, n));
-            }
+    /// Takes those of an Intel processor's selectors whose counters are enabled in `enabled`, as IA32_PERF_GLOBAL_CTRL has
+    /// it; returns whether any is another than before.
+    #[inline]
+    pub fn take_selectors_of(&mut self, pmu: &PmuCapability, enabled: u64, hardware: &impl PmuHardware) -> bool {
+        let mut changed = false;
+        for n in ones(enabled & pmu.counter_bits()) {
+            let selector = hardware.read_pmu(PmuRegister::Selector(n));
+            changed |=
+                core::mem::replace(&mut self.selectors[usize::from(n & (MAX_COUNTERS - 1))], selector) != selector;
         }
         if enabled >> 32 & u64::from(pmu.fixed) != 0 {
-            self.fixed_control = hardware.read_pmu(PmuRegister::FixedControl);
+            let control = hardware.read_pmu(PmuRegister::FixedControl);
+            changed |= core::mem::replace(&mut self.fixed_control, control) != control;
         }
+        changed
     }
 
     /// Puts these values into a processor whose registers are `present`, with its counters standing still, and writes

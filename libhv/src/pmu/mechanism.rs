@@ -3,7 +3,7 @@
 //! While the guest's PMU is in the processor, `bank` holds what the hypervisor wrote there (the selectors as the filter
 //! let them through), and counters and status are the processor's. While it is not, `bank` holds everything.
 
-use super::bank::{Bank, counter_register, selector_register};
+use super::bank::{Bank, counter_register, ones, selector_register};
 use super::branches::Branches;
 use super::capability::PmuCapability;
 use super::credit::{CreditMasks, Retired};
@@ -199,6 +199,7 @@ impl<P: PmuPolicy> Pmu<P> {
         let mut records = Branches::default();
         if let Some((bank, late, kept)) = slot.unpark(self.owner) {
             self.bank = bank;
+            self.masks = CreditMasks::of(&pmu, &bank.selectors, FixedControl(bank.fixed_control));
             self.late |= late;
             records = kept;
         }
@@ -244,6 +245,7 @@ impl<P: PmuPolicy> Pmu<P> {
         host.serve_interrupts(None);
         self.late |= host.take_guest_pmi();
         self.bank = Bank { global_control: present.global_control | global_control, ..present };
+        self.masks = CreditMasks::of(&pmu, &present.selectors, FixedControl(present.fixed_control));
         self.counts.writes += u64::from(Bank::default().put(&pmu, &present, hardware));
         if self.depth() != 0 {
             self.counts.writes += u64::from(Branches::default().put(self.depth(), hardware));
@@ -426,8 +428,7 @@ impl<P: PmuPolicy> Pmu<P> {
             _ if pmu.has_global_control() => hardware.read_pmu(PmuRegister::GlobalControl),
             _ => u64::MAX,
         };
-        if enabled != 0 && self.selectors_passed {
-            self.bank.take_selectors_of(&pmu, enabled, hardware);
+        if enabled != 0 && self.selectors_passed && self.bank.take_selectors_of(&pmu, enabled, hardware) {
             self.masks = CreditMasks::of(&pmu, &self.bank.selectors, FixedControl(self.bank.fixed_control));
         }
         let counting = self.masks.counting(retired) & enabled;
@@ -441,8 +442,8 @@ impl<P: PmuPolicy> Pmu<P> {
         let Some(pmu) = self.host else { return false };
         let mut overflowed = 0;
         let mut interrupts = false;
-        for bit in (0..64).filter(|bit| counting >> bit & 1 != 0) {
-            let n = (bit & 7) as u8;
+        for bit in ones(counting) {
+            let n = bit & 7;
             let (counter, register, mask, interrupt) = if bit < 32 {
                 let interrupt = EventSelector(self.bank.selectors[usize::from(n)]).interrupts();
                 (CounterIndex::General(n), counter_register(&pmu, n), pmu.counter_mask(), interrupt)

@@ -43,6 +43,7 @@ impl GlobalControl {
 }
 
 impl PmuHardware for Vmx {
+    #[inline]
     fn global_switch(&self) -> GlobalSwitch {
         match self.global_control {
             GlobalControl::Missing => GlobalSwitch::Missing,
@@ -50,14 +51,17 @@ impl PmuHardware for Vmx {
         }
     }
 
+    #[inline]
     fn read_pmu(&self, register: PmuRegister) -> u64 {
         counters::read(register, Maker::Intel)
     }
 
+    #[inline]
     fn write_pmu(&mut self, register: PmuRegister, value: u64) {
         counters::write(register, Maker::Intel, value);
     }
 
+    #[inline]
     fn read_counter(&self, counter: CounterIndex) -> u64 {
         counters::read_counter(counter)
     }
@@ -72,6 +76,7 @@ impl PmuHardware for Vmx {
         unsafe { self.vmcs.switch_global_control(on, host, list) }
     }
 
+    #[inline]
     fn guest_global_control(&self) -> u64 {
         match &self.global_control {
             GlobalControl::Field => self.vmcs.read(field::GUEST_PERF_GLOBAL_CTRL),

@@ -38,7 +38,7 @@ pub struct PmuCounts {
     pub credited: u64,
     /// Times that the registers were put into the processor.
     pub loads: u64,
-    /// Registers written for it.
+    /// Registers written for it, where what was in the processor differed.
     pub writes: u64,
 }
 
@@ -246,9 +246,9 @@ impl<P: PmuPolicy> Pmu<P> {
         self.late |= host.take_guest_pmi();
         self.bank = Bank { global_control: present.global_control | global_control, ..present };
         self.masks = CreditMasks::of(&pmu, &present.selectors, FixedControl(present.fixed_control));
-        self.counts.writes += u64::from(Bank::default().put(&pmu, &present, hardware));
+        Bank::default().put(&pmu, &present, hardware);
         if self.depth() != 0 {
-            self.counts.writes += u64::from(Branches::default().put(self.depth(), hardware));
+            Branches::default().put(self.depth(), hardware);
         }
         host.pmu_slot().set_owner(None, 0);
     }

@@ -101,8 +101,8 @@ impl Sampled {
     }
 }
 
-/// Registers of the PMU that the hypervisor wrote, divided by all exits: what it writes when the guest's PMU is first put into
-/// the processor is in it.
+/// Registers of the PMU that the hypervisor put into the processor, divided by all exits: those of the first entry are among
+/// them.
 fn accesses_per_exit(com2: &str) -> Result<f64> {
     let (_, table) = com2.split_once("exits of the guest:").ok_or_else(|| missing("the table of exits"))?;
     let exits_of =

@@ -134,8 +134,8 @@ mod tests {
             let selectors = selectors.map(|bits| bits & 0x00F7_11C4 | 0xC0);
             let retired = Retired { cpl, branch };
             let masks = CreditMasks::of(&pmu, &selectors, FixedControl(control));
-            for n in 0..6 {
-                let alone = selector_counts(EventSelector(selectors[n]), Maker::Intel, retired);
+            for (n, selector) in selectors.iter().enumerate().take(6) {
+                let alone = selector_counts(EventSelector(*selector), Maker::Intel, retired);
                 prop_assert_eq!(masks.counting(retired) >> n & 1 != 0, alone);
             }
             prop_assert_eq!(masks.counting(retired) >> 32 & 1 != 0, control & if cpl == 0 { 1 } else { 2 } != 0);

@@ -94,7 +94,7 @@ impl PmuRegister {
             Maker::Amd => Some(match index {
                 0xC001_0000..=0xC001_0003 => Self::Selector((index - 0xC001_0000) as u8),
                 0xC001_0004..=0xC001_0007 => Self::Counter((index - 0xC001_0004) as u8),
-                0xC001_0200..=0xC001_020F if index % 2 == 0 => Self::CoreSelector(((index - 0xC001_0200) / 2) as u8),
+                0xC001_0200..=0xC001_020F if index & 1 == 0 => Self::CoreSelector(((index - 0xC001_0200) / 2) as u8),
                 0xC001_0200..=0xC001_020F => Self::FullCounter(((index - 0xC001_0201) / 2) as u8),
                 0xC000_0300 => Self::GlobalStatus,
                 0xC000_0301 => Self::GlobalControl,

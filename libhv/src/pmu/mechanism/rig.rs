@@ -25,6 +25,9 @@ pub(crate) const ONE: Happened = Happened {
 /// A branch that takes a cycle.
 pub(crate) const BRANCH: Happened = Happened { branches: 1, ..ONE };
 
+/// Whether reading and writing each register leaves the guest.
+type Passed = BTreeMap<PmuRegister, (bool, bool)>;
+
 /// The registers and the switch of IA32_PERF_GLOBAL_CTRL.
 #[derive(Debug)]
 pub(crate) struct Registers {
@@ -33,7 +36,7 @@ pub(crate) struct Registers {
     switch: GlobalSwitch,
     switched: bool,
     guest_control: u64,
-    passed: BTreeMap<PmuRegister, (bool, bool)>,
+    passed: Passed,
     passes_rdpmc: bool,
     /// RDMSR, WRMSR and RDPMC of the hypervisor.
     pub(crate) accesses: Cell<u64>,
@@ -158,7 +161,7 @@ pub(crate) struct TestGuest<P> {
     /// Interrupts that its local APIC got; it never masks its entry for long.
     pub(crate) interrupts: u64,
     control: u64,
-    passed: Option<(BTreeMap<PmuRegister, (bool, bool)>, bool)>,
+    passed: Option<(Passed, bool)>,
 }
 
 /// The processor.

@@ -61,12 +61,12 @@ pub(crate) unsafe fn zero() {
 
 /// Executes TILELOADD of tile 0.
 pub(crate) unsafe fn load(tile: &Tile) {
-    asm!("tileloadd tmm0, [{} + {}]", in(reg) tile, in(reg) 64, options(nostack));
+    asm!("tileloadd tmm0, [{} + {}]", in(reg) tile, in(reg) 64u64, options(nostack));
 }
 
 /// Executes TILESTORED of tile 0.
 pub(crate) unsafe fn store(tile: &mut Tile) {
-    asm!("tilestored [{} + {}], tmm0", in(reg) tile, in(reg) 64, options(nostack));
+    asm!("tilestored [{} + {}], tmm0", in(reg) tile, in(reg) 64u64, options(nostack));
 }
 
 /// Returns what tile 0 holds.

@@ -69,21 +69,38 @@ pub fn fixed_counts(counter: u8, control: FixedControl, retired: Retired) -> boo
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CreditMasks([u64; 4]);
 
+/// What each of the masks is for.
+const CASES: [Retired; 4] = [
+    Retired { cpl: 0, branch: false },
+    Retired { cpl: 3, branch: false },
+    Retired { cpl: 0, branch: true },
+    Retired { cpl: 3, branch: true },
+];
+
 impl CreditMasks {
     /// Finds them for selectors as the processor has them.
     pub fn of(pmu: &PmuCapability, selectors: &[u64; MAX_COUNTERS as usize], control: FixedControl) -> Self {
-        let mut masks = [0u64; 4];
-        for (index, mask) in masks.iter_mut().enumerate() {
-            let retired = Retired { cpl: if index & 1 == 0 { 0 } else { 3 }, branch: index & 2 != 0 };
-            for (n, selector) in (0..pmu.counters).zip(selectors) {
-                let counted = selector_counts(EventSelector(*selector), pmu.maker, retired);
-                *mask |= u64::from(counted) << n;
-            }
-            for n in (0..MAX_COUNTERS).filter(|&n| pmu.has_fixed(n)) {
-                *mask |= u64::from(fixed_counts(n, control, retired)) << (32 + n);
-            }
+        let mut masks = Self::default();
+        for (n, selector) in (0..pmu.counters).zip(selectors) {
+            masks.select(n, EventSelector(*selector), pmu.maker);
         }
-        Self(masks)
+        masks.select_fixed(pmu, control);
+        masks
+    }
+
+    /// A general-purpose counter has another selector.
+    pub fn select(&mut self, n: u8, selector: EventSelector, maker: Maker) {
+        for (retired, mask) in CASES.into_iter().zip(&mut self.0) {
+            mask.set_bit(usize::from(n & 31), selector_counts(selector, maker, retired));
+        }
+    }
+
+    /// The fixed-function counters have another control.
+    pub fn select_fixed(&mut self, pmu: &PmuCapability, control: FixedControl) {
+        for (retired, mask) in CASES.into_iter().zip(&mut self.0) {
+            let counted = pmu.has_fixed(FIXED_INSTRUCTIONS) && fixed_counts(FIXED_INSTRUCTIONS, control, retired);
+            mask.set_bit(32 + usize::from(FIXED_INSTRUCTIONS), counted);
+        }
     }
 
     /// Returns the counters, with their bits in the global registers.

@@ -376,7 +376,7 @@ impl<P: PmuPolicy> Pmu<P> {
         if self.bank.selectors[at] != allowed {
             self.bank.selectors[at] = allowed;
             hardware.write_pmu(selector_register(host, n), allowed);
-            self.masks = CreditMasks::of(host, &self.bank.selectors, FixedControl(self.bank.fixed_control));
+            self.masks.select(n, EventSelector(allowed), host.maker);
         }
     }
 
@@ -387,7 +387,7 @@ impl<P: PmuPolicy> Pmu<P> {
         if self.bank.fixed_control != allowed {
             self.bank.fixed_control = allowed;
             hardware.write_pmu(PmuRegister::FixedControl, allowed);
-            self.masks = CreditMasks::of(host, &self.bank.selectors, FixedControl(allowed));
+            self.masks.select_fixed(host, FixedControl(allowed));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The policy that gives a guest paravirtual events.
 
+use crate::pmu::host::HostEvents;
 use crate::pmu::{EventSelector, FixedControl, Means, PmuCapability, PmuPolicy, PmuShare};
 
 /// Paravirtual events, beside what `P` gives of the PMU: also none, `()`.
@@ -19,6 +20,7 @@ impl<P: PmuPolicy> PmuPolicy for Paravirtual<P> {
     const MEANS: Means = P::MEANS;
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = true;
+    const HOST_COUNTS: bool = P::HOST_COUNTS;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {
         self.inner.share(host)
@@ -28,5 +30,25 @@ impl<P: PmuPolicy> PmuPolicy for Paravirtual<P> {
     }
     fn permits_fixed(&self, counter: u8, control: FixedControl) -> bool {
         self.inner.permits_fixed(counter, control)
+    }
+    fn host_events(&self) -> Option<&HostEvents> {
+        self.inner.host_events()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pmu::Passthrough;
+    use crate::pmu::host::{HostCounters, HostEvent};
+
+    #[test]
+    fn a_host_counts_in_whatever_order_the_policies_are_put_together() {
+        fn counts<P: PmuPolicy>(policy: &P) -> bool {
+            P::PARAVIRTUAL && P::HOST_COUNTS && policy.host_events().is_some()
+        }
+        let host = || HostCounters::new().count(HostEvent::Cycles);
+        assert!(counts(&Paravirtual::on(Passthrough::new().beside(host()))));
+        assert!(counts(&Paravirtual::on(Passthrough::new()).beside(host())));
     }
 }

@@ -198,8 +198,11 @@ impl<P: PmuPolicy> Pmu<P> {
         }
         let mut records = Branches::default();
         if let Some((bank, late, kept)) = slot.unpark(self.owner) {
+            // Those that the guest has written without leaving are news, and no others.
+            if bank.selectors != self.bank.selectors || bank.fixed_control != self.bank.fixed_control {
+                self.masks = CreditMasks::of(&pmu, &bank.selectors, FixedControl(bank.fixed_control));
+            }
             self.bank = bank;
-            self.masks = CreditMasks::of(&pmu, &bank.selectors, FixedControl(bank.fixed_control));
             self.late |= late;
             records = kept;
         }

@@ -23,11 +23,47 @@ const TURNS: u64 = 10_000_000;
 const COUNTED: [u64; 2] = [1_000_000, 1000];
 const TIMEOUT: u64 = 1500;
 
+/// The image in which owners of the PMU take turns, and the two ways in which it says that they do.
+const OWNERS: &str = "pmu-owners";
+const TURNS_OF_OWNERS: [&str; 2] = ["alike", "unlike"];
+
 /// What a row of the file measures, by the rest of its name: `6-passthrough` for the overhead with 6 events.
 pub(crate) type Values = BTreeMap<String, f64>;
 
-/// Runs everything, with `run` for one run that gives both serial lines.
-pub(crate) fn measure(run: &dyn Fn(&cli::Run) -> Result<(String, String)>) -> Result<Values> {
+/// One run that gives both serial lines.
+type Run<'a> = &'a dyn Fn(&cli::Run) -> Result<(String, String)>;
+
+/// Runs what `wanted` rows need: those of perf take minutes, those of owners seconds.
+pub(crate) fn measure(wanted: &[&str], run: Run<'_>) -> Result<Values> {
+    let of_owners = |name: &&str| name.starts_with("owner-");
+    let mut values = if wanted.iter().all(&of_owners) { Values::new() } else { perf(run)? };
+    if wanted.iter().any(of_owners) {
+        values.append(&mut owners(run)?);
+    }
+    Ok(values)
+}
+
+/// What a change of the PMU's owner costs with all counters live.
+fn owners(run: Run<'_>) -> Result<Values> {
+    say("measuring changes of the PMU's owner");
+    let guest = cli::Guest { memory: 256, kernel: None, initrd: None, append: None };
+    let request = cli::Run { image: OWNERS.to_owned(), guest, timeout: Some(TIMEOUT), ..request(None, "") };
+    let (_, com2) = run(&cli::Run { bare: false, environment: Vec::new(), ..request })?;
+    if !com2.contains("libhv: pass pmu-owners") {
+        return Err(missing("that its owners kept their counts"));
+    }
+    let mut values = Values::new();
+    for how in TURNS_OF_OWNERS {
+        for what in ["writes", "reads", "instructions"] {
+            let value = number(&com2, &format!("libhv: pmu owner {how}: "), what)?;
+            values.insert(format!("owner-{what}-{how}"), value);
+        }
+    }
+    Ok(values)
+}
+
+/// What a Linux guest's use of the PMU costs.
+fn perf(run: Run<'_>) -> Result<Values> {
     let mut values = Values::new();
     say("measuring perf record without a hypervisor");
     let bare = Sampled::of(&run(&request(None, &bench()))?.0)?;

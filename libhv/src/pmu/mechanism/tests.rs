@@ -209,6 +209,22 @@ fn guests_that_take_turns_keep_their_counts_and_write_only_what_differs() {
     assert!(counts.writes <= 12 * counts.loads, "{counts:?}");
 }
 
+/// A26: what a guest wrote without leaving before another's turn counts after it.
+#[test]
+fn a_guest_that_comes_back_is_credited_by_its_latest_selectors() {
+    let mut rig = Rig::intel(intel::Config::default());
+    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+    rig.resume(&mut one);
+    rig.wrmsr(&mut one, SELECTOR, INSTRUCTIONS).expect("legal");
+    rig.wrmsr(&mut one, CONTROL, 1).expect("legal");
+    rig.pause(&mut one);
+    rig.resume(&mut other);
+    rig.pause(&mut other);
+    rig.resume(&mut one);
+    rig.exit(&mut one, 3, false);
+    assert_eq!(rig.rdpmc(&mut one, 0), Ok(1));
+}
+
 /// A1, A30.
 #[test]
 fn an_owner_that_never_changes_never_moves() {

@@ -10,6 +10,7 @@ use crate::memory::GuestMemory;
 use crate::memory::guest::Region;
 use crate::memory::nested::{Level, NestedEntry, NestedTables};
 use crate::platform::Machine;
+use crate::pmu::paravirt::lent::lends;
 use crate::pmu::{Pmu, PmuPolicy};
 use crate::svm;
 use crate::vcpu::cpuid::{HostCpuid, Settings};
@@ -119,7 +120,8 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         let mut nested = NestedTables::new(&mut machine.frames(), largest)?;
         nested.map_all(&mut machine.frames(), &memory)?;
         let backend = make(machine, nested)?;
-        let counters = if Pmu::<P>::PRESENT || P::HOST_COUNTS { machine.pmu_capability() } else { None };
+        let counters =
+            if Pmu::<P>::PRESENT || P::HOST_COUNTS || lends::<P>() { machine.pmu_capability() } else { None };
         let mut vcpu = Vcpu::with_pmu(backend, self.appliance, self.pmu, counters, 0, &HostCpuid, &settings, &entry);
         crate::log!("bench kept-memory {} bytes", machine.kept());
         if Pmu::<P>::PRESENT {

@@ -3,6 +3,7 @@
 mod counting;
 mod harness;
 mod oracle;
+mod paravirt;
 mod pmu;
 mod run;
 mod wild;

@@ -49,6 +49,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             self.hear_pmu(world);
             self.mirror_pmu(world);
         }
+        self.enter_lent(world);
     }
 
     /// The guest has ended: nothing of it stays in the processor.
@@ -56,6 +57,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn leave_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
         // While the host's counters are still there: what the guest leaves is cleared with all that are.
         self.end_host(world);
+        self.leave_lent(world);
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => emulated.end(&mut self.backend, world.host),
@@ -143,7 +145,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     pub(super) fn retired<H: Host>(&mut self, branch: bool, world: &mut World<'_, H>) {
         if !Pmu::<P>::PRESENT {
-            return;
+            return self.retired_lent(branch);
         }
         let retired = Retired { cpl: self.backend.cpl(), branch };
         if let Some(emulated) = &mut self.emulated
@@ -214,7 +216,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline]
     pub(super) fn hear_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
         if !Pmu::<P>::PRESENT {
-            return;
+            return self.hear_lent(world);
         }
         let shared = self.take_shared_pmi(world);
         let heard = shared

@@ -23,6 +23,7 @@ use crate::exit::{Event, Exit, Resolution, StopReason};
 use crate::memory::GuestMemory;
 use crate::pmu::emulated::{EmulatedPmu, answers};
 use crate::pmu::paravirt::Paravirt;
+use crate::pmu::paravirt::lent::{Lender, lends};
 use crate::pmu::{Pmu, PmuCapability, PmuPolicy, PmuView};
 use crate::registers::{EntryState, GuestState};
 use crate::time::Tsc;
@@ -84,6 +85,8 @@ pub struct Vcpu<B, A = (), P = ()> {
     appliance: A,
     pmu: Pmu<P>,
     paravirt: Option<Box<Paravirt>>,
+    /// The processor's counters, where they are lent to paravirtual events.
+    lender: Option<Box<Lender>>,
     /// Its PMU, where that is emulated: `pmu` is none then.
     emulated: Option<EmulatedPmu>,
     /// The host's own counters.
@@ -144,12 +147,13 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             host,
             &Settings { rdtscp: offers.rdtscp, invpcid: offers.invpcid, xsaves: offers.xsaves, ..*settings },
         );
-        let pmu = pmu.filter(|pmu| !Pmu::<P>::PRESENT || answers(pmu, &mut backend));
+        let pmu = pmu.filter(|pmu| !(Pmu::<P>::PRESENT || lends::<P>()) || answers(pmu, &mut backend));
         let emulated = EmulatedPmu::decide(&policy, pmu.as_ref(), &backend);
+        let lender = Lender::decide::<P>(pmu.as_ref(), &backend).map(Box::new);
         let mut pmu = Pmu::new(policy, pmu.filter(|_| !Pmu::<P>::EMULATED), &backend);
         pmu.describe(&mut cpuid, host);
         if P::PARAVIRTUAL {
-            paravirt::announce(&mut cpuid);
+            paravirt::announce(&mut cpuid, lender.as_deref());
         }
         let view = emulated.as_ref().map(EmulatedPmu::view);
         if let Some(view) = view {
@@ -172,6 +176,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             appliance,
             pmu,
             paravirt: P::PARAVIRTUAL.then(Box::default),
+            lender,
             emulated,
             beside: None,
             index,

@@ -57,8 +57,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if self.backend.cpl() != 0 {
             return Resolution::Inject(Event::UNDEFINED);
         }
-        let answer = if P::PARAVIRTUAL { self.paravirtual_call(world) } else { UNKNOWN_HYPERCALL };
-        self.backend.set_gpr(Gpr::Rax, answer);
+        if P::PARAVIRTUAL {
+            return self.paravirtual_call(world);
+        }
+        self.backend.set_gpr(Gpr::Rax, UNKNOWN_HYPERCALL);
         Resolution::Complete
     }
 

@@ -1,28 +1,38 @@
-//! Paravirtual events of a virtual processor where they meet the run loop: calls, and what is counted at an exit.
+//! Paravirtual events of a virtual processor where they meet the run loop: calls, what is counted at an exit, and the
+//! processor's counters that are lent for hardware events.
 //!
 //! All of it is behind [`PmuPolicy::PARAVIRTUAL`], a constant: without the policy nothing is there. With it an exit costs
-//! one comparison until the guest asks for something.
+//! one comparison until the guest asks for something, and one more where counters can be lent.
 
 use super::cpuid::CpuidTable;
 use super::own::UNKNOWN_HYPERCALL;
 use super::{Appliance, Backend, Vcpu, World};
+use crate::exit::Resolution;
 use crate::hw::Host;
-use crate::pmu::PmuPolicy;
 use crate::pmu::paravirt::abi::{FEATURE_HARDWARE, FEATURE_PAGE, FEATURE_SOFTWARE, MAX_EVENTS, VERSION};
-use crate::pmu::paravirt::{Call, CounterSource, Paravirt, status};
+use crate::pmu::paravirt::lent::{AtHand, Lender, lends};
+use crate::pmu::paravirt::{Call, Paravirt, status};
+use crate::pmu::{PmuPolicy, Retired};
 use crate::registers::Gpr;
 use crate::time::Tsc;
 use crate::trace::Kind;
 
-/// Where hardware events come from: nowhere.
-const SOURCE: () = ();
-
 /// Tells the guest of its events.
-pub(super) fn announce(cpuid: &mut CpuidTable) {
-    const fn features<S: CounterSource>(_: &S) -> u32 {
-        FEATURE_SOFTWARE | FEATURE_PAGE | if S::LENDS { FEATURE_HARDWARE } else { 0 }
-    }
-    cpuid.announce_events([VERSION, MAX_EVENTS, features(&SOURCE), 0]);
+pub(super) fn announce(cpuid: &mut CpuidTable, lender: Option<&Lender>) {
+    let counters = lender.map_or(0, Lender::counters).min(MAX_EVENTS);
+    let hardware = if counters != 0 { FEATURE_HARDWARE } else { 0 };
+    cpuid.announce_events([VERSION, MAX_EVENTS, FEATURE_SOFTWARE | FEATURE_PAGE | hardware, counters]);
+}
+
+/// The counters that a virtual processor's events are counted with.
+macro_rules! source {
+    ($vcpu:ident) => {
+        &mut AtHand {
+            lender: $vcpu.lender.as_deref_mut(),
+            own: $vcpu.pmu.view().is_some() || $vcpu.emulated.is_some(),
+            hardware: &mut $vcpu.backend,
+        }
+    };
 }
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
@@ -31,17 +41,113 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         self.paravirt.as_deref()
     }
 
-    /// Answers a hypercall: returns what RAX will hold.
+    /// Answers a hypercall.
     #[cold]
     #[inline(never)]
-    pub(super) fn paravirtual_call<H: Host>(&mut self, world: &mut World<'_, H>) -> u64 {
+    pub(super) fn paravirtual_call<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
         let [rax, rbx, rcx, rdx] = [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.backend.gpr(gpr));
+        let before = self.counting_lent(false);
         let (Some(paravirt), Some(call)) = (&mut self.paravirt, Call::from_registers(rax, rbx, rcx, rdx)) else {
-            return UNKNOWN_HYPERCALL;
+            self.backend.set_gpr(Gpr::Rax, UNKNOWN_HYPERCALL);
+            return Resolution::Complete;
         };
-        let answer = paravirt.hypercall(call, world.memory, &self.trace, &mut { SOURCE });
+        let answer = paravirt.hypercall(call, world.memory, &self.trace, source!(self));
         self.asked = paravirt.asked();
-        status(answer).into()
+        self.backend.set_gpr(Gpr::Rax, status(answer).into());
+        if let Some(lender) = &mut self.lender {
+            lender.route(&mut self.backend, world.host);
+        }
+        let after = self.counting_lent(false);
+        if after == 0 {
+            return Resolution::Complete;
+        }
+        // The call itself is counted by events that count before and after it: not by one that it starts or stops.
+        self.backend.advance(world.memory);
+        self.credit_lent(before & after);
+        Resolution::Retry
+    }
+
+    /// Returns the counters lent that count an instruction of the guest's now.
+    #[inline(always)]
+    fn counting_lent(&self, branch: bool) -> u64 {
+        match &self.lender {
+            Some(lender) if lends::<P>() && lender.counts() => {
+                lender.counting(Retired { cpl: self.backend.cpl(), branch })
+            }
+            _ => 0,
+        }
+    }
+
+    fn credit_lent(&mut self, counters: u64) {
+        if let Some(lender) = &mut self.lender
+            && lender.credit(counters, &mut self.backend)
+        {
+            self.look_at_lent();
+        }
+    }
+
+    /// An instruction of the guest has been executed here: events count it (A26).
+    #[inline(always)]
+    pub(super) fn retired_lent(&mut self, branch: bool) {
+        if lends::<P>() {
+            let counters = self.counting_lent(branch);
+            if counters != 0 {
+                self.credit_lent(counters);
+            }
+        }
+    }
+
+    /// A counter that is lent may have counted what it was watched for.
+    #[cold]
+    #[inline(never)]
+    fn look_at_lent(&mut self) {
+        if let Some(paravirt) = &mut self.paravirt {
+            paravirt.look(&self.trace, source!(self));
+            self.asked = paravirt.asked();
+        }
+    }
+
+    /// The guest is about to run on this processor.
+    pub(super) fn enter_lent<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(lender) = &mut self.lender
+            && lends::<P>()
+        {
+            lender.start(&mut self.backend, world.host);
+            self.look_at_lent();
+        }
+    }
+
+    /// The guest has ended.
+    pub(super) fn leave_lent<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(lender) = &mut self.lender
+            && lends::<P>()
+        {
+            lender.end(&mut self.backend, world.host);
+        }
+    }
+
+    /// The host has taken interrupts: one may have been that of a counter lent.
+    #[inline]
+    pub(super) fn hear_lent<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(lender) = &mut self.lender
+            && lends::<P>()
+        {
+            let heard = lender.hear(&mut self.backend, world.host);
+            lender.route(&mut self.backend, world.host);
+            if heard {
+                self.look_at_lent();
+            }
+        }
+    }
+
+    /// Interrupts a guest that halts, where an event has overflowed.
+    pub(super) fn interrupt_halted<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if P::PARAVIRTUAL
+            && let Some(paravirt) = &mut self.paravirt
+            && paravirt.take_due()
+        {
+            self.interrupt_by_pmu(world);
+        }
     }
 
     /// An exit has been handled that came at `left_at`.

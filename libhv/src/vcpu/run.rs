@@ -227,6 +227,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         loop {
             world.chipset.advance(world.host.now());
             self.hear_pmu(world);
+            self.interrupt_halted(world);
             if let Some(reason) = world.chipset.stop() {
                 return Resolution::Stop(reason);
             }

@@ -154,7 +154,7 @@ impl EmulatedPmu {
 
     /// Returns the counters that count an instruction which retires.
     #[inline]
-    pub(super) fn counting(&self, retired: Retired) -> u64 {
+    pub fn counting(&self, retired: Retired) -> u64 {
         let mask = self.masks.counting(retired);
         if mask == 0 || self.status & COUNTERS_FROZEN != 0 {
             return 0;
@@ -417,6 +417,11 @@ impl EmulatedPmu {
         for n in (0..MAX_COUNTERS).filter(|n| !policy.permits_fixed(*n, FixedControl(value))) {
             self.permitted_fixed &= !(0xF << (4 * n));
         }
+    }
+
+    /// Sets a general-purpose counter. What it has counted has been read.
+    pub fn set_counter(&mut self, n: u8, value: u64, hardware: &mut impl PmuHardware) {
+        self.set_value(CounterIndex::General(n), value, hardware);
     }
 
     fn set_value(&mut self, index: CounterIndex, value: u64, hardware: &mut impl PmuHardware) {

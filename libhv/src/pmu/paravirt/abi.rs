@@ -11,7 +11,8 @@ constants! {
         /// Events that a virtual processor can have open: identifiers are below it. CPUID tells it.
         MAX_EVENTS = 16,
         /// The CPUID leaf that announces the interface. It exists where EAX of leaf 40000000H is not below it and EAX of
-        /// itself is not 0. EAX: the highest version; EBX: MAX_EVENTS; ECX: features; EDX: 0.
+        /// itself is not 0. EAX: the highest version; EBX: MAX_EVENTS; ECX: features; EDX: hardware events that can be
+        /// open at a time.
         CPUID_LEAF = 0x4000_0011,
         /// What EAX holds at a call beside the operation's number.
         CALL = 0x4C48_0000,
@@ -28,6 +29,36 @@ constants! {
         FEATURE_HARDWARE = 1 << 1,
         /// The page of counters.
         FEATURE_PAGE = 1 << 2,
+    }
+}
+
+constants! {
+    HARDWARE_EVENTS: u64 {
+        /// Core cycles while the guest runs.
+        CYCLES = 0x003C,
+        /// Instructions retired.
+        INSTRUCTIONS = 0x00C0,
+        /// References to the last-level cache. Intel's processors only.
+        LLC_REFERENCES = 0x4F2E,
+        /// Of these, misses. Intel's processors only.
+        LLC_MISSES = 0x412E,
+        /// Branches retired.
+        BRANCHES = 0x00C4,
+        /// Of these, mispredicted.
+        BRANCH_MISSES = 0x00C5,
+    }
+}
+
+constants! {
+    HARDWARE_FLAGS: u64 {
+        /// Counts at CPL 1 to 3.
+        COUNT_USER = 1 << 16,
+        /// Counts at CPL 0. With neither of the two an event stays 0.
+        COUNT_KERNEL = 1 << 17,
+        /// Counts the beginnings of what CMASK and INV select, not its cycles.
+        COUNT_EDGES = 1 << 18,
+        /// Counts the cycles in which less happens than CMASK says, not those in which as much does.
+        INVERT = 1 << 23,
     }
 }
 
@@ -110,12 +141,16 @@ numbers! {
         UnsupportedType = 9,
         /// The type is known, and nobody can count this event of it.
         UnsupportedEvent = 10,
-        /// The event could be counted, and all counters are taken.
+        /// The event could be counted, and all counters are taken: the host does not multiplex them.
         TooManyEvents = 11,
         /// A notification is asked for without a period.
         NoPeriod = 12,
         /// A result block and the page of counters would share memory.
         Overlap = 13,
+        /// The guest has a PMU of its own, with which it counts hardware events itself.
+        OwnCounters = 14,
+        /// Nested paging cannot keep the guest from writing to the page.
+        NotProtected = 15,
     }
 }
 
@@ -124,8 +159,9 @@ numbers! {
     EventType {
         /// What the hypervisor knows and no counter counts.
         Software = 1,
-        /// What a hardware counter counts. `config` is that of IA32_PERFEVTSELx: event 7:0, unit mask 15:8, USR 16,
-        /// OS 17, edge 18, INV 23, CMASK 31:24; its other bits are reserved.
+        /// What a counter of the processor counts while the guest runs. `config` is one of the hardware events, by its
+        /// number on Intel's processors whatever the processor is, with flags; bits 31:24 are the threshold CMASK of
+        /// IA32_PERFEVTSELx. Other bits are reserved.
         Hardware = 2,
     }
 }

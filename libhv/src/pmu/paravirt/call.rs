@@ -105,7 +105,7 @@ impl Paravirt {
     /// Gives an event the counter it needs.
     pub(super) fn lend(&self, event: Event, source: &mut impl CounterSource) -> Result<Event, Refusal> {
         let Counted::Hardware(hardware) = event.counted() else { return Ok(event) };
-        let counter = source.open(hardware, event.period(), event.ahead())?;
+        let counter = source.open(hardware)?;
         Ok(event.with_counter(Some(counter)))
     }
 
@@ -161,11 +161,13 @@ impl Paravirt {
     ) -> Answer {
         let Some(mut event) = *self.find(id)? else { return Err(Refusal::UnknownId) };
         event.settle(self.total(&event, trace, source));
-        let found = event.counter().is_none() && event.find_overflows() != 0;
+        let found = event.find_overflows() != 0;
         let stopped = stop.then(|| event.disable()).flatten();
         write_result(&event, memory).map_err(|_| Refusal::BadAddress)?;
-        if let Some(counter) = stopped {
-            source.stop(counter);
+        match (stopped, event.counter()) {
+            (Some(counter), _) => source.stop(counter),
+            (None, Some(counter)) if event.is_enabled() => source.watch(counter, event.ahead()),
+            _ => {}
         }
         self.more |= if found && event.notifies() { DUE } else { 0 };
         self.forget_overflow(id);

@@ -72,7 +72,7 @@ impl Event {
     pub(super) fn enable(&mut self, total: u64, source: &mut impl CounterSource) {
         self.base = Some(total);
         if let Some(counter) = self.counter {
-            source.start(counter);
+            source.start(counter, self.ahead());
         }
     }
 

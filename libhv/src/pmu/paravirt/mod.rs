@@ -9,6 +9,7 @@ pub mod abi;
 mod call;
 mod event;
 pub mod layout;
+pub mod lent;
 mod page;
 mod policy;
 pub mod request;
@@ -138,17 +139,30 @@ impl Paravirt {
         self.more |= DIRTY;
     }
 
-    /// Takes down that a counter has counted its event's period `times` more.
-    pub fn overflowed(&mut self, counter: CounterId, times: u64) {
-        for (id, event) in self.events.iter_mut().enumerate() {
-            if let Some(event) = event.as_mut().filter(|event| event.counter() == Some(counter)) {
-                event.overflow(times);
+    /// Looks at the counters of `source`, one of which may have counted what it was watched for.
+    pub fn look(&mut self, trace: &Trace, source: &mut impl CounterSource) {
+        for id in 0..self.events.len() {
+            let Some(mut event) = self.events[id].filter(|event| event.is_enabled() && event.period() != 0) else {
+                continue;
+            };
+            let Some(counter) = event.counter() else { continue };
+            event.settle(self.total(&event, trace, source));
+            if event.find_overflows() != 0 {
                 self.overflowed |= 1 << id;
-                self.more |= if event.notifies() { DUE } else { 0 };
-                self.more |= DIRTY;
+                self.more |= DIRTY | if event.notifies() { DUE } else { 0 };
             }
+            source.watch(counter, event.ahead());
+            self.events[id] = Some(event);
         }
         self.ask();
+    }
+
+    /// Returns whether the interrupt of performance-monitoring counters is to be raised, once: for a guest that does not
+    /// run, where no exit will be handled that says so.
+    pub fn take_due(&mut self) -> bool {
+        let due = self.more & DUE != 0;
+        self.more &= !DUE;
+        due
     }
 
     fn ask(&mut self) {

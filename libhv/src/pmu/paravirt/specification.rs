@@ -17,7 +17,7 @@ This text is the ABI. The tables are generated from `abi.rs`, and a test compare
 # 1. Detection
 The guest reads CPUID leaf 40000000H: EBX, ECX and EDX hold \"LibhvLibhv  \", EAX the highest leaf. Where that is not below
 CPUID_LEAF, the guest reads CPUID_LEAF: EAX is the highest version of this interface, 0 where there is none; EBX is
-MAX_EVENTS; ECX has the features; EDX is 0.
+MAX_EVENTS; ECX has the features; EDX is how many hardware events can be open at a time.
 
 ";
 
@@ -57,12 +57,19 @@ to disable what is not, changes nothing; Disable then writes the result block al
 Read writes the result block of an event, enabled or not: `count` and `overflows` hold what had happened before the exit of
 the call. No other way is there for the host to write it: a guest that has not called finds it as it was.
 
+A hardware event counts what the guest executes, at the privilege levels that its flags name, and nothing of the host's.
+What the host executes for the guest counts as if the guest had executed it, once: instructions that leave it, and such as
+reach devices. A call is one instruction like any other, but neither of the two that start and stop an event is counted by
+it: the instructions between an Enable and a Disable are those between the two, to the last one. Counting is the host's
+business only where the guest has no PMU of its own: else Open answers OwnCounters, and the guest counts by itself.
+
 Close forgets the event. The result block stays as it is. To close what is not open is an error that changes nothing.
 
 ";
 
 const NOTIFICATION: &str = "# 6. Overflow and notification
-With a period an event overflows whenever its count passes a multiple of the period, counted from Open. `overflows` grows by
+With a period an event overflows whenever its count passes a multiple of the period, counted from Open. For a hardware event
+that is when the processor tells, which may be some instructions later. `overflows` grows by
 one each time; nobody resets it, so that guest and host never race for it. With OPEN_NOTIFY an overflow raises the interrupt
 in the local APIC's LVT entry for performance monitoring: a fixed vector or an NMI, as the guest has set it. Several overflows
 between two entries raise one. On Intel's processors delivery masks the entry, and the handler unmasks it. The handler reads
@@ -130,6 +137,8 @@ fn specification() -> String {
     named(&mut text, "Flags for OPEN:", OPEN_FLAGS);
     named(&mut text, "Types of events:", EventType::ROWS);
     named(&mut text, "Software events:", Software::ROWS);
+    named(&mut text, "Hardware events:", HARDWARE_EVENTS);
+    named(&mut text, "Flags of hardware events:", HARDWARE_FLAGS);
     named(&mut text, "Reasons for exits:", Reason::ROWS);
     text += COUNTING;
     fields(&mut text, ResultBlock::ABOUT, ResultBlock::LENGTH, ResultBlock::FIELDS);
@@ -159,7 +168,7 @@ fn header() -> String {
         "/* Paravirtual events of libhv: generated from abi.rs, see abi.md. */\n#ifndef LIBHV_PARAVIRT_H\n#define \
          LIBHV_PARAVIRT_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n",
     );
-    let groups: [(&str, &[Named]); 9] = [
+    let groups: [(&str, &[Named]); 11] = [
         ("", CONSTANTS),
         ("", FEATURES),
         ("OP_", Operation::ROWS),
@@ -167,6 +176,8 @@ fn header() -> String {
         ("", OPEN_FLAGS),
         ("TYPE_", EventType::ROWS),
         ("EVENT_", Software::ROWS),
+        ("EVENT_", HARDWARE_EVENTS),
+        ("", HARDWARE_FLAGS),
         ("REASON_", Reason::ROWS),
         ("", RESULT_FLAGS),
     ];

@@ -33,16 +33,16 @@ const HOST_WORK: Happened = Happened {
 
 /// Where a vendor has its registers.
 #[derive(Clone, Copy)]
-struct Registers {
-    vendor: Vendor,
+pub(super) struct Registers {
+    pub(super) vendor: Vendor,
     config: Config,
-    selector: u32,
-    counter: u32,
+    pub(super) selector: u32,
+    pub(super) counter: u32,
     control: u32,
     clear: u32,
 }
 
-fn both() -> [Registers; 2] {
+pub(super) fn both() -> [Registers; 2] {
     [
         Registers {
             vendor: Vendor::Intel,
@@ -63,24 +63,25 @@ fn both() -> [Registers; 2] {
     ]
 }
 
-struct Ran {
+pub(super) struct Ran {
     /// What the guest wrote to the debug-exit port.
-    value: u32,
+    pub(super) value: u32,
     journal: Vec<Record>,
     counts: PmuCounts,
-    exits: u64,
+    pub(super) exits: u64,
     /// What the host's first event has counted.
     host: u64,
-    machine: Machine,
+    pub(super) machine: Machine,
+    pub(super) memory: GuestMemory,
 }
 
 impl Ran {
-    fn interrupts(&self, wanted: Event) -> usize {
+    pub(super) fn interrupts(&self, wanted: Event) -> usize {
         self.journal.iter().filter(|record| matches!(record, Record::Delivered(event, _) if *event == wanted)).count()
     }
 }
 
-fn run<P: PmuPolicy>(policy: P, registers: Registers, skid: u64, program: &Program) -> Ran {
+pub(super) fn run<P: PmuPolicy>(policy: P, registers: Registers, skid: u64, program: &Program) -> Ran {
     run_for((), policy, registers, skid, program)
 }
 
@@ -122,7 +123,15 @@ fn run_for<A: Appliance, P: PmuPolicy>(
         }
     };
     let host = vcpu.host_counters().map_or(0, |post| post.value(0));
-    Ran { value, journal: journal.take(), counts: vcpu.pmu_counts(), exits: vcpu.trace().exits(), host, machine }
+    Ran {
+        value,
+        journal: journal.take(),
+        counts: vcpu.pmu_counts(),
+        exits: vcpu.trace().exits(),
+        host,
+        machine,
+        memory,
+    }
 }
 
 /// A guest that sets up counter 0, runs `body`, and tells what `RDPMC` of counter 0 gives then.

@@ -10,7 +10,6 @@ use crate::pmu::paravirt::{Answer, Call, CounterId, CounterSource, HardwareEvent
 use crate::trace::{KINDS, Kind, Trace};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::vec::Vec;
 
 pub(super) const MEMORY: u64 = 0x6000;
 pub(super) const OPEN: u64 = 0x100;
@@ -19,7 +18,6 @@ pub(super) const RESULTS: u64 = 0x1000;
 /// A counter that is lent.
 #[derive(Debug)]
 pub(super) struct Lent {
-    period: u64,
     left: u64,
     running: bool,
     value: u64,
@@ -34,22 +32,15 @@ pub(super) struct Lab {
 impl Lab {
     pub(super) const COUNTERS: u32 = 3;
 
-    fn advance(&mut self, by: u64) -> Vec<(CounterId, u64)> {
-        let mut overflows = Vec::new();
-        for (id, lent) in self.lent.iter_mut().filter(|(_, lent)| lent.running) {
+    /// Returns whether a counter has counted what it was watched for.
+    fn advance(&mut self, by: u64) -> bool {
+        let mut reached = false;
+        for lent in self.lent.values_mut().filter(|lent| lent.running) {
             lent.value += by;
-            let mut times = 0;
-            for _ in 0..by {
-                lent.left = lent.left.wrapping_sub(1);
-                if lent.period != 0 && lent.left == 0 {
-                    (times, lent.left) = (times + 1, lent.period);
-                }
-            }
-            if times > 0 {
-                overflows.push((CounterId(*id), times));
-            }
+            reached |= (1..=by).contains(&lent.left);
+            lent.left = lent.left.saturating_sub(by);
         }
-        overflows
+        reached
     }
 
     fn get(&mut self, counter: CounterId) -> &mut Lent {
@@ -58,25 +49,28 @@ impl Lab {
 }
 
 impl CounterSource for Lab {
-    const LENDS: bool = true;
-
-    fn open(&mut self, event: HardwareEvent, period: u64, first: u64) -> Result<CounterId, NotLent> {
+    fn open(&mut self, event: HardwareEvent) -> Result<CounterId, NotLent> {
         if event.bits() & 0xFF != 0xC0 {
             return Err(NotLent::Unsupported);
         }
         let free = (0..Self::COUNTERS).find(|id| !self.lent.contains_key(id)).ok_or(NotLent::NoneFree)?;
-        assert_eq!(period == 0, first == 0);
-        self.lent.insert(free, Lent { period, left: first, running: false, value: 0 });
+        self.lent.insert(free, Lent { left: 0, running: false, value: 0 });
         Ok(CounterId(free))
     }
-    fn start(&mut self, counter: CounterId) {
-        assert!(!core::mem::replace(&mut self.get(counter).running, true), "started twice");
+    fn start(&mut self, counter: CounterId, ahead: u64) {
+        let lent = self.get(counter);
+        lent.left = ahead;
+        assert!(!core::mem::replace(&mut lent.running, true), "started twice");
     }
     fn stop(&mut self, counter: CounterId) {
         self.get(counter).running = false;
     }
     fn read(&mut self, counter: CounterId) -> u64 {
         self.get(counter).value
+    }
+    fn watch(&mut self, counter: CounterId, ahead: u64) {
+        assert!(self.get(counter).running, "watched while it stands still");
+        self.get(counter).left = ahead;
     }
     fn close(&mut self, counter: CounterId) {
         assert!(!self.get(counter).running, "closed while it counts");
@@ -413,8 +407,8 @@ fn take(world: &mut World, model: &mut Model, step: Step) -> Result<(), TestCase
             model.count(|counted| *counted == Counted::Software(Software::EmulatedInstructions));
         }
         Step::Hardware(by) => {
-            for (counter, times) in world.lab.advance(by) {
-                world.paravirt.overflowed(counter, times);
+            if world.lab.advance(by) {
+                world.paravirt.look(&world.trace, &mut world.lab);
             }
             (0..by).for_each(|_| model.count(|counted| matches!(counted, Counted::Hardware(_))));
             model.find_in(|counted| matches!(counted, Counted::Hardware(_)));

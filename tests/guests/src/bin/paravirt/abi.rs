@@ -25,6 +25,7 @@ pub(crate) const WRONG_LENGTH: u32 = 7;
 pub(crate) const RESERVED_BITS: u32 = 8;
 pub(crate) const UNSUPPORTED_TYPE: u32 = 9;
 pub(crate) const UNSUPPORTED_EVENT: u32 = 10;
+pub(crate) const TOO_MANY_EVENTS: u32 = 11;
 pub(crate) const NO_PERIOD: u32 = 12;
 pub(crate) const OVERLAP: u32 = 13;
 

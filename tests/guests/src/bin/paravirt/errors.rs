@@ -39,7 +39,7 @@ unsafe fn opens() -> Outcome {
         (Open { config: 6, ..good }, UNSUPPORTED_EVENT),
         (Open { config: 0x140, ..good }, UNSUPPORTED_EVENT),
         (Open { config: 1 << 40, ..good }, UNSUPPORTED_EVENT),
-        (Open { event_type: 2, config: 0xC0, ..good }, UNSUPPORTED_EVENT),
+        (Open { event_type: 2, config: 0x9999, ..good }, UNSUPPORTED_EVENT),
         (Open { event_type: 2, config: 1 << 40, ..good }, RESERVED_BITS),
         (Open { flags: 1, ..good }, NO_PERIOD),
         (Open { result: good.result + 4, ..good }, UNALIGNED),

@@ -7,6 +7,7 @@ mod abi;
 mod cost;
 mod errors;
 mod events;
+mod hardware;
 mod notify;
 mod page;
 
@@ -21,6 +22,7 @@ unsafe fn run() -> ! {
     lapic::enter_x2apic();
     page::run(&mut tests);
     notify::run(&mut tests);
+    hardware::run(&mut tests);
     cost::run(&mut tests);
     tests.finish()
 }

@@ -4,6 +4,9 @@ use crate::pmu::host::HostEvents;
 use crate::pmu::{EventSelector, FixedControl, Means, PmuCapability, PmuPolicy, PmuShare};
 
 /// Paravirtual events, beside what `P` gives of the PMU: also none, `()`.
+///
+/// Hardware events are counted where nobody else has the counters: on `()`, without a host that counts events of its own.
+/// A guest that has a PMU counts them itself, and is told so; beside a host that counts there are none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Paravirtual<P = ()> {
     inner: P,

@@ -105,7 +105,7 @@ fn a_hardware_event_counts_the_instructions_between_the_calls_and_no_other() {
     }
 }
 
-/// Two events that pause at different times, and a guest that ends and runs again between.
+/// Requirement B1: two events that pause at different times, and a guest that ends and runs again between.
 #[test]
 fn events_count_apart_and_across_the_end_of_a_run() {
     for registers in both() {
@@ -175,7 +175,7 @@ fn an_overflow_interrupts_and_none_is_lost() {
     }
 }
 
-/// As many as CPUID says, no event by turns, and no more.
+/// Requirement B2: as many as CPUID says, no event by turns, and no more.
 #[test]
 fn counters_that_are_all_open_are_too_many_events() {
     for registers in both() {
@@ -194,7 +194,7 @@ fn counters_that_are_all_open_are_too_many_events() {
     }
 }
 
-/// Who has the counters has them alone: a guest its own, a host its own; and what no counter counts is told apart.
+/// Requirement B2: who has the counters has them alone: a guest its own, a host its own; and what no counter counts is told apart.
 #[test]
 fn a_hardware_event_that_is_not_counted_says_why() {
     fn answer<P: PmuPolicy>(policy: P, registers: Registers, config: u64) -> u32 {

@@ -80,7 +80,7 @@ unsafe fn exact() -> Outcome {
     }
     same("OPEN", open(&hardware(3, CYCLES | KERNEL, 0)), 0u32)?;
     rounds(3, 100);
-    check(result(3).count >= 600, "cycles")?;
+    check(result(3).count >= 500, "cycles, but for what the host executed")?;
     done(CLOSE, 3, 0)
 }
 

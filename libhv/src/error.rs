@@ -3,6 +3,7 @@
 
 use crate::devices::Conflict;
 use crate::exit::RawExit;
+use crate::pmu::host::HostCountersError;
 use core::fmt;
 
 /// The result of what only the host can fail at.
@@ -35,8 +36,8 @@ pub enum Requirement {
     InvariantTsc,
     /// A local APIC.
     LocalApic,
-    /// Counters for what the host counts beside its guest.
-    HostCounters,
+    /// Counters for what the host counts beside its guest, and why there are none.
+    HostCounters(HostCountersError),
     /// The execute-disable bit of page-table entries (CPUID 8000_0001H:EDX\[20\]).
     ExecuteDisable,
 }
@@ -176,7 +177,7 @@ impl fmt::Display for Requirement {
                 write!(f, "VMX controls {missing:#x} of capability MSR {capability:#x}; the processor lacks them")
             }
             Self::InvariantTsc => f.write_str("an invariant time-stamp counter; the processor has none"),
-            Self::HostCounters => f.write_str("counters for the host's events beside the guest's"),
+            Self::HostCounters(why) => write!(f, "counters for the host's events beside the guest's: {why}"),
             Self::LocalApic => f.write_str("a local APIC; CPUID reports none"),
             Self::ExecuteDisable => f.write_str("the execute-disable bit; CPUID reports none"),
         }

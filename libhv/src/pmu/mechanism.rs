@@ -265,6 +265,11 @@ impl<P: PmuPolicy> Pmu<P> {
         }
     }
 
+    /// The guest's interrupt has come by a route that it shares with the host.
+    pub fn came(&mut self) {
+        self.late = true;
+    }
+
     /// Returns whether the guest's interrupt has come since the last call: its local APIC is to deliver one (A25).
     #[inline]
     pub fn take_interrupt<H: Host>(&mut self, host: &mut H) -> bool {

@@ -63,6 +63,8 @@ pub trait PmuPolicy {
     const PARAVIRTUAL: bool = false;
     /// Whether the host counts events of its own: see [`beside`](Self::beside).
     const HOST_COUNTS: bool = false;
+    /// Whether these count the guest as well, which only a guest without a PMU allows: both do not build.
+    const HOST_COUNTS_GUEST: bool = false;
 
     /// Decides what the guest gets of what the processor has.
     fn share(&self, host: &PmuCapability) -> PmuShare {

@@ -60,7 +60,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         self.leave_lent(world);
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
-                Some(emulated) => emulated.end(&mut self.backend, world.host),
+                Some(emulated) => registers!(self, |hardware| emulated.end(hardware, world.host)),
                 None => registers!(self, |hardware| self.pmu.release(hardware, world.host)),
             }
         }
@@ -106,7 +106,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             && Pmu::<P>::EMULATED
         {
             emulated.set_freezes(freezes(&self.backend) & COUNTERS_FROZEN != 0);
-            emulated.on_exit(now, &mut self.backend);
+            registers!(self, |hardware| emulated.on_exit(now, hardware));
         }
     }
 
@@ -129,7 +129,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         let cr4 = self.backend.control(ControlRegister::Cr4);
         let cpl = self.backend.cpl();
         let value = match &mut self.emulated {
-            Some(emulated) if Pmu::<P>::EMULATED => emulated.read_counter(ecx, cpl, cr4, &mut self.backend),
+            Some(emulated) if Pmu::<P>::EMULATED => {
+                registers!(self, |hardware| emulated.read_counter(ecx, cpl, cr4, hardware))
+            }
             _ => registers!(self, |hardware| self.pmu.read_counter(ecx, cpl, cr4, hardware)),
         };
         match value {
@@ -151,7 +153,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if let Some(emulated) = &mut self.emulated
             && Pmu::<P>::EMULATED
         {
-            return emulated.retire(retired, &mut self.backend);
+            return registers!(self, |hardware| emulated.retire(retired, hardware));
         }
         let frozen = if P::HOST_COUNTS { freezes(&self.backend) } else { 0 };
         let interrupts = match &mut self.beside {
@@ -177,7 +179,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline]
     pub(super) fn read_pmu_msr(&mut self, msr: Msr) -> Option<u64> {
         match &mut self.emulated {
-            Some(emulated) if Pmu::<P>::EMULATED => emulated.read_msr(msr, &mut self.backend),
+            Some(emulated) if Pmu::<P>::EMULATED => registers!(self, |hardware| emulated.read_msr(msr, hardware)),
             _ => registers!(self, |hardware| self.pmu.read(msr, hardware)),
         }
     }
@@ -190,7 +192,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             && Pmu::<P>::EMULATED
         {
             emulated.set_freezes(freezes(&self.backend) & COUNTERS_FROZEN != 0);
-            let written = emulated.write_msr(msr, value, retired, self.pmu.policy(), &mut self.backend);
+            let policy = self.pmu.policy();
+            let written = registers!(self, |hardware| emulated.write_msr(msr, value, retired, policy, hardware));
             // A counter may have a deadline now.
             self.attention = true;
             return written.map_or(Resolution::Inject(Event::GENERAL_PROTECTION), |()| {
@@ -219,11 +222,18 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             return self.hear_lent(world);
         }
         let shared = self.take_shared_pmi(world);
-        let heard = shared
-            | match &mut self.emulated {
-                Some(emulated) if Pmu::<P>::EMULATED => emulated.hear(&mut self.backend, world.host),
-                _ => self.pmu.take_interrupt(world.host),
-            };
+        let heard = match &mut self.emulated {
+            Some(emulated) if Pmu::<P>::EMULATED => {
+                let came = emulated.uses_processor() && (shared || world.host.take_guest_pmi());
+                registers!(self, |hardware| emulated.hear(came, hardware))
+            }
+            _ => {
+                if shared {
+                    self.pmu.came();
+                }
+                self.pmu.take_interrupt(world.host)
+            }
+        };
         if heard {
             self.interrupt_by_pmu(world);
         }
@@ -243,12 +253,23 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest may have written its LVTPC, and the processor's follows (A24).
     #[inline]
     pub(super) fn mirror_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if Pmu::<P>::PRESENT && !self.routes_at_entry() {
-            let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
-            match &mut self.emulated {
-                Some(emulated) if Pmu::<P>::EMULATED => emulated.mirror(unmasked, &mut self.backend, world.host),
-                _ => self.pmu.mirror(unmasked, world.host),
+        if !Pmu::<P>::PRESENT {
+            return;
+        }
+        let at_entry = self.routes_at_entry();
+        if at_entry && !Pmu::<P>::EMULATED {
+            return;
+        }
+        let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
+        match &mut self.emulated {
+            Some(emulated) if Pmu::<P>::EMULATED => {
+                let changed = registers!(self, |hardware| emulated.mirror(unmasked, hardware));
+                if let Some(route) = changed.filter(|_| !at_entry) {
+                    world.host.route_pmi(route);
+                }
             }
+            _ if !at_entry => self.pmu.mirror(unmasked, world.host),
+            _ => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::hw::{Host, PmiRoute};
 use crate::pmu::bank::Bank;
 use crate::pmu::host::{HostPmu, Plan, Post};
 use crate::pmu::policy::PmuShare;
-use crate::pmu::{Pmu, PmuPolicy};
+use crate::pmu::{Pmu, PmuPolicy, PmuView};
 use alloc::boxed::Box;
 
 /// The host's counters, and the guest's registers while these are in the processor in their place.
@@ -28,14 +28,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn start_host<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<()> {
         let Some(events) = self.pmu.policy().host_events().filter(|_| P::HOST_COUNTS) else { return Ok(()) };
         if self.beside.is_none() {
-            let guest = self.pmu.view().map(|view| PmuShare {
-                counters: view.guest().counters,
-                fixed: view.guest().fixed,
+            // An emulated PMU has counters of the processor's too, unless it counts by the clock alone.
+            let view = match &self.emulated {
+                Some(emulated) => Some(emulated.view()).filter(|_| emulated.uses_processor()),
+                None => self.pmu.view(),
+            };
+            let guest = view.map(PmuView::guest).map(|guest| PmuShare {
+                counters: guest.counters,
+                fixed: guest.fixed,
                 lbr: false,
             });
             let switch = self.backend.global_switch();
-            let counters = HostPmu::new(events, self.pmu.processor(), guest.as_ref(), switch)
-                .map_err(|_| Error::Unsupported(Requirement::HostCounters))?;
+            let counters = HostPmu::new(events, self.processor_pmu.as_ref(), guest.as_ref(), switch)
+                .map_err(|why| Error::Unsupported(Requirement::HostCounters(why)))?;
             counters.post().publish();
             self.beside = Some(Box::new(Beside { counters, guest: Bank::default(), runs: false }));
         }
@@ -80,7 +85,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             && P::HOST_COUNTS
         {
             let Beside { counters, guest, .. } = &mut **beside;
-            counters.on_exit(&mut self.backend, world.host, guest, true);
+            // What an emulated PMU has the processor count, it writes itself.
+            counters.on_exit(&mut self.backend, world.host, guest, !Pmu::<P>::EMULATED);
         }
     }
 

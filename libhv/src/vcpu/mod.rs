@@ -89,6 +89,8 @@ pub struct Vcpu<B, A = (), P = ()> {
     lender: Option<Box<Lender>>,
     /// Its PMU, where that is emulated: `pmu` is none then.
     emulated: Option<EmulatedPmu>,
+    /// The processor's PMU, of which the host has its counters.
+    processor_pmu: Option<PmuCapability>,
     /// The host's own counters.
     beside: Option<Box<host_counters::Beside>>,
     index: usize,
@@ -142,12 +144,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         settings: &Settings,
         entry: &EntryState,
     ) -> Self {
+        const {
+            assert!(
+                !P::HOST_COUNTS_GUEST || !Pmu::<P>::PRESENT,
+                "the host cannot count a guest that has a PMU of its own"
+            )
+        };
         let offers = backend.offers();
         let mut cpuid = CpuidTable::new(
             host,
             &Settings { rdtscp: offers.rdtscp, invpcid: offers.invpcid, xsaves: offers.xsaves, ..*settings },
         );
         let pmu = pmu.filter(|pmu| !(Pmu::<P>::PRESENT || lends::<P>()) || answers(pmu, &mut backend));
+        let processor_pmu = pmu.filter(|_| P::HOST_COUNTS);
         let emulated = EmulatedPmu::decide(&policy, pmu.as_ref(), &backend);
         let lender = Lender::decide::<P>(pmu.as_ref(), &backend).map(Box::new);
         let mut pmu = Pmu::new(policy, pmu.filter(|_| !Pmu::<P>::EMULATED), &backend);
@@ -178,6 +187,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             paravirt: P::PARAVIRTUAL.then(Box::default),
             lender,
             emulated,
+            processor_pmu,
             beside: None,
             index,
             cpuid,

@@ -439,7 +439,8 @@ impl EmulatedPmu {
     }
 
     fn write_fixed_control(&self, hardware: &mut impl PmuHardware) {
-        if let Some(pmu) = self.processor.filter(|pmu| pmu.fixed != 0) {
+        // A guest without fixed-function counters leaves them to a host that counts.
+        if let Some(pmu) = self.processor.filter(|_| self.view.guest().fixed != 0) {
             hardware.write_pmu(PmuRegister::FixedControl, self.permitted_fixed & pmu.fixed_control_bits());
         }
     }

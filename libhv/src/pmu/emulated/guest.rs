@@ -2,7 +2,7 @@
 
 use super::counter::EmulatedPmu;
 use crate::exit::Msr;
-use crate::hw::{Host, PmiRoute, PmuHardware};
+use crate::hw::{PmiRoute, PmuHardware};
 use crate::pmu::bank::counter_register;
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::credit::Retired;
@@ -42,7 +42,7 @@ impl EmulatedPmu {
         let view = if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, &shown)) } else { view };
         // IA32_DEBUGCTL goes into the processor: an entry with a bit that it lacks is refused.
         let has = processor.is_some_and(|pmu| pmu.maker == Maker::Intel && pmu.version >= 2 && pmu.capabilities != 0);
-        Some(Self::new(if has { view } else { view.without_freezing() }, processor, switch))
+        Some(Self::new(if has && !P::HOST_COUNTS { view } else { view.without_freezing() }, processor, switch))
     }
 
     /// RDMSR; `None` for #GP.
@@ -82,24 +82,24 @@ impl EmulatedPmu {
         }
     }
 
-    /// Has the processor's LVTPC let interrupts through as the guest's does (A24). What ran over while the guest's was
-    /// masked interrupts nobody any more.
-    pub fn mirror(&mut self, unmasked: bool, hardware: &mut impl PmuHardware, host: &mut impl Host) {
+    /// Takes down whether the guest's LVTPC lets interrupts through, and returns the route of the processor's where that
+    /// is to change (A24). What ran over while the guest's was masked interrupts nobody any more.
+    pub fn mirror(&mut self, unmasked: bool, hardware: &mut impl PmuHardware) -> Option<PmiRoute> {
         if !self.uses_processor() || !self.set_routed(unmasked) {
-            return;
+            return None;
         }
         if unmasked {
             self.settle(hardware);
             self.drop_interrupt();
         }
-        host.route_pmi(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked });
+        Some(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked })
     }
 
-    /// Returns whether the guest's local APIC is to deliver an interrupt: the processor's has come, or the hypervisor
-    /// has found one due.
+    /// Returns whether the guest's local APIC is to deliver an interrupt: the processor's, which `came`, or one that the
+    /// hypervisor has found due.
     #[inline]
-    pub fn hear(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) -> bool {
-        if self.uses_processor() && host.take_guest_pmi() {
+    pub fn hear(&mut self, came: bool, hardware: &mut impl PmuHardware) -> bool {
+        if came {
             self.settle(hardware);
             // The processor has masked its entry in delivering it; AMD's do not.
             if self.view().guest().maker == Maker::Intel {

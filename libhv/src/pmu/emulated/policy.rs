@@ -27,7 +27,18 @@ impl Emulated {
 
 impl<P: PmuPolicy> Emulated<P> {
     /// Gives what `policy` gives, by emulation.
+    ///
+    /// A host that counts may be beside the guest, but cannot count it then:
+    ///
+    /// ```compile_fail,E0080
+    /// use libhv::pmu::host::{HostCounters, HostEvent};
+    /// use libhv::pmu::{Emulated, PmuPolicy};
+    ///
+    /// let host = HostCounters::new().count(HostEvent::Cycles).counting_guest();
+    /// let policy = Emulated::of(().beside(host));
+    /// ```
     pub const fn of(policy: P) -> Self {
+        const { assert!(!P::HOST_COUNTS_GUEST, "the host cannot count a guest that has a PMU of its own") }
         Self(policy)
     }
 }
@@ -37,6 +48,7 @@ impl<P: PmuPolicy> PmuPolicy for Emulated<P> {
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = P::HOST_COUNTS;
+    const HOST_COUNTS_GUEST: bool = P::HOST_COUNTS_GUEST;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {
         PmuShare { lbr: false, ..self.0.share(host) }

@@ -90,6 +90,7 @@ impl<P: PmuPolicy, C: HostCounting> PmuPolicy for Beside<P, C> {
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = C::COUNTS;
+    const HOST_COUNTS_GUEST: bool = C::COUNTS_GUEST;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {
         self.guest.share(host)

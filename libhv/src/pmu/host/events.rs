@@ -89,6 +89,8 @@ pub enum HostCountersError {
     Period(u64),
     /// The guest uses the same counters, and the processor cannot restore what it has in them (A18).
     NotRestorable,
+    /// The events are to count the guest, which has a PMU of its own.
+    CountsGuest,
 }
 
 impl fmt::Display for HostCountersError {
@@ -99,6 +101,7 @@ impl fmt::Display for HostCountersError {
             Self::NoFixedCounter(number) => write!(f, "there is no fixed-function counter {number} for the host"),
             Self::Period(period) => write!(f, "a period of {period} events fits into no counter"),
             Self::NotRestorable => f.write_str("the guest's counters cannot be restored after the host's"),
+            Self::CountsGuest => f.write_str("the host cannot count a guest that has a PMU of its own"),
         }
     }
 }

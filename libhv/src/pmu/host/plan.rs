@@ -39,6 +39,9 @@ impl Plan {
         let Some(share) = guest else {
             return Ok(if counts_guest || switch != GlobalSwitch::Missing { Self::Processor } else { Self::Stop });
         };
+        if counts_guest {
+            return Err(HostCountersError::CountsGuest);
+        }
         // Where both bits stand in one register all the time, it would have to be put together at each write.
         let shared = switch == GlobalSwitch::Selectors && pmu.has_global_control();
         let apart = !shared

@@ -4,7 +4,7 @@ use super::events::{Assigned, HostCountersError, HostEvents, Sample};
 use super::plan::Plan;
 use super::post::{Place, Post, Verdict};
 use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
-use crate::pmu::bank::{Bank, selector_register};
+use crate::pmu::bank::{Bank, counter_register, selector_register};
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::policy::PmuShare;
 use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, PmuRegister};
@@ -77,11 +77,27 @@ impl HostPmu {
         }
     }
 
-    /// Stops the events for good, with their account up to date.
+    /// Stops the events for good, with their account up to date, and leaves nothing of them in the registers.
     pub fn end(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
         self.stop(hardware, host.now());
         self.post.tell(self.on_sample);
         host.route_pmi(PmiRoute::Masked);
+        let mut fixed = 0;
+        for event in &self.events {
+            match event.counter {
+                CounterIndex::General(n) => {
+                    hardware.write_pmu(selector_register(&self.pmu, n), 0);
+                    hardware.write_pmu(counter_register(&self.pmu, n), 0);
+                }
+                CounterIndex::Fixed(n) => {
+                    fixed |= 0xF << (4 * (n & 7));
+                    hardware.write_pmu(PmuRegister::Fixed(n), 0);
+                }
+            }
+        }
+        if fixed != 0 {
+            hardware.write_pmu(PmuRegister::FixedControl, hardware.read_pmu(PmuRegister::FixedControl) & !fixed);
+        }
     }
 
     /// Starts the events on a processor in whose registers nothing counts. What the mechanism arranges for the guest has

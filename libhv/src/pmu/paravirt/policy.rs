@@ -24,6 +24,7 @@ impl<P: PmuPolicy> PmuPolicy for Paravirtual<P> {
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = true;
     const HOST_COUNTS: bool = P::HOST_COUNTS;
+    const HOST_COUNTS_GUEST: bool = P::HOST_COUNTS_GUEST;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {
         self.inner.share(host)

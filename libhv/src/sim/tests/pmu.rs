@@ -172,6 +172,7 @@ fn a_loop_with_an_exit_in_each_round_counts_exactly() {
         counts(|| Passthrough::new().beside(all(HostCounters::new())), registers);
         let filter = || Filtered::new(&EventFilter::ALLOW_ALL).expect("legal");
         counts(|| filter().beside(all(HostCounters::new())), registers);
+        counts(|| Emulated::new().beside(all(HostCounters::new())), registers);
     }
 }
 
@@ -236,11 +237,15 @@ fn a_guest_is_interrupted_as_often_however_its_counters_are_kept() {
             let emulated = run(Emulated::new(), registers, skid, &program);
             assert_eq!(emulated.interrupts(Event::Interrupt(PMI)), passed, "emulated, skid {skid}");
             let events = (0..6).fold(HostCounters::new(), |counters, _| counters.count(HostEvent::Cycles));
-            let beside = run(Passthrough::new().beside(events), registers, skid, &program);
-            assert_eq!(beside.interrupts(Event::Interrupt(PMI)), passed, "beside a host, skid {skid}");
-            assert_eq!(beside.machine.host_nmis(), 0);
-            // The simulated host works while its events are stopped: nothing of the guest's is counted either.
-            assert_eq!(beside.host % 10_000, 0);
+            let beside = run(Passthrough::new().beside(events.clone()), registers, skid, &program);
+            let both = run(Emulated::new().beside(events), registers, skid, &program);
+            for beside in [beside, both] {
+                assert_eq!(beside.interrupts(Event::Interrupt(PMI)), passed, "beside a host, skid {skid}");
+                assert_eq!(beside.counts.interrupts, passed as u64);
+                assert_eq!(beside.machine.host_nmis(), 0);
+                // The simulated host works while its events are stopped: nothing of the guest's is counted either.
+                assert_eq!(beside.host % 10_000, 0);
+            }
         }
     }
 }
@@ -296,6 +301,9 @@ fn a_guest_that_stops_and_runs_again_goes_on_counting() {
         counts(|| Filtered::new(&EventFilter::ALLOW_ALL).expect("legal"), registers);
         counts(Emulated::new, registers);
         counts(|| Passthrough::new().beside(HostCounters::new().count(HostEvent::Cycles)), registers);
+        counts(|| Emulated::new().beside(HostCounters::new().count(HostEvent::Cycles)), registers);
+        let works = counts(|| Emulated::of(Four).beside(HostCounters::new().count(HostEvent::Cycles)), registers);
+        assert_eq!(works > 0, matches!(registers.vendor, Vendor::Intel), "AMD's are exchanged");
         let works = counts(|| Four.beside(HostCounters::new().count(HostEvent::Cycles)), registers);
         assert_eq!(works > 0, matches!(registers.vendor, Vendor::Intel), "AMD's are exchanged");
     }

@@ -30,7 +30,15 @@ impl PmuHardware for Registers {
     fn pass_pmu(&mut self, _register: PmuRegister, _read: bool, _write: bool) {}
 }
 
+/// Returns how often an event that the host counts has happened in it until now, on this processor; `None` where the host
+/// counts nothing. Events have numbers in the order in which they were asked for.
+pub fn host_count(event: usize) -> Option<u64> {
+    let post = Post::published()?;
+    Some(post.value_now(event, &Registers(post.maker())))
+}
+
 /// An NMI has interrupted the host at `rip`.
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the handler of NMIs calls it"))]
 pub(super) fn nmi(rip: u64) {
     let Some(post) = Post::published() else { return };
     let verdict = post.nmi(Some(Place::Host(rip)), bare::read_tsc(), &mut Registers(post.maker()));

@@ -7,7 +7,6 @@ pub(crate) mod apic;
 pub(crate) mod clock;
 #[cfg(target_os = "none")]
 mod heap;
-#[cfg(target_os = "none")]
 mod host_pmi;
 mod input;
 pub mod interrupts;
@@ -34,6 +33,7 @@ mod share;
 pub(crate) mod vectors;
 mod virtualize;
 
+pub use host_pmi::host_count;
 pub use machine::{Machine, Module};
 pub use memory::HostFrames;
 pub use paging::Permissions;

@@ -82,6 +82,7 @@ pub struct Post {
     written: AtomicUsize,
     read: AtomicUsize,
     lost: AtomicU64,
+    strange: AtomicU64,
 }
 
 /// The account that the handler of NMIs serves.
@@ -128,6 +129,7 @@ impl Post {
             written: AtomicUsize::new(0),
             read: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
+            strange: AtomicU64::new(0),
         }))
     }
 
@@ -135,6 +137,24 @@ impl Post {
     /// that nobody asked for.
     pub fn value(&self, event: usize) -> u64 {
         self.progress.get(event).map_or(0, |progress| progress.total.load(Relaxed))
+    }
+
+    /// Returns how often an event has happened in the host until now; 0 for an event that nobody asked for. To be called
+    /// on the processor that counts it, whose `hardware` it is.
+    pub fn value_now(&self, event: usize, hardware: &impl PmuHardware) -> u64 {
+        let Some(progress) = self.progress.get(event) else { return 0 };
+        loop {
+            let total = progress.total.load(Relaxed);
+            if !self.running.load(Relaxed) {
+                return total;
+            }
+            let last = progress.last.load(Relaxed);
+            let now = hardware.read_counter(progress.event.counter);
+            // An NMI meanwhile has moved all of it.
+            if (progress.total.load(Relaxed), progress.last.load(Relaxed)) == (total, last) {
+                return total.wrapping_add(now.wrapping_sub(last) & progress.event.mask);
+            }
+        }
     }
 
     /// Returns how many samples an event has given.
@@ -145,6 +165,11 @@ impl Post {
     /// Returns how many samples nobody could be told of, because too many waited.
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
+    }
+
+    /// Returns how many NMIs came while the events ran that were neither theirs nor the guest's.
+    pub fn strange(&self) -> u64 {
+        self.strange.load(Relaxed)
     }
 
     /// Returns how many events there are.
@@ -195,7 +220,11 @@ impl Post {
         let known = self.owed.swap(false, Relaxed)
             || self.guest_ran_over.swap(false, Relaxed) && !self.guest_came.swap(true, Relaxed)
             || matches!(place, Some(Place::Guest(rip)) if self.attribute(rip));
-        if known { Verdict::Late } else { Verdict::Strange }
+        if known {
+            return Verdict::Late;
+        }
+        self.strange.store(self.strange.load(Relaxed).wrapping_add(1), Relaxed);
+        Verdict::Strange
     }
 
     /// Where NMIs are taken by the host once the guest has left for them, the sample has been kept by then, as the
@@ -357,7 +386,7 @@ impl fmt::Display for Post {
         for event in 0..self.events() {
             writeln!(f, "event {event}: {} times, {} samples", self.value(event), self.samples(event))?;
         }
-        write!(f, "samples lost: {}", self.lost())
+        write!(f, "samples lost: {}, NMIs of others: {}", self.lost(), self.strange())
     }
 }
 

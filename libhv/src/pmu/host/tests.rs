@@ -265,7 +265,8 @@ fn what_cannot_be_counted_is_refused_with_the_reason() {
         assert_eq!(refused(&counters, intel(), None), Err(HostCountersError::Period(period)));
     }
     let both = HostCounters::new().count(HostEvent::Cycles).counting_guest();
-    assert_eq!(refused(&both, intel(), Some(whole(&intel()))), Err(HostCountersError::CountsGuest));
+    let counted = HostPmu::new(both.as_events(), Some(&intel()), Some(&whole(&intel())), GlobalSwitch::Hardware);
+    assert_eq!(counted.map(|host| host.plan()), Err(HostCountersError::CountsGuest));
     // Version 3 cannot set the status again that the guest had (A18).
     let old = PmuCapability { version: 3, ..intel() };
     let one = HostCounters::new().count(HostEvent::Cycles);

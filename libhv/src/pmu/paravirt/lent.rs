@@ -99,12 +99,15 @@ impl Lender {
 
     /// Returns whether a counter has run over, by the processor's interrupt or by an instruction that was credited.
     pub fn hear<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) -> bool {
-        self.pmu.hear(hardware, host)
+        let came = self.pmu.uses_processor() && host.take_guest_pmi();
+        self.pmu.hear(came, hardware)
     }
 
     /// Lets interrupts of counters through while any is lent: each has to be let through anew.
     pub fn route<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
-        self.pmu.mirror(self.lends(), hardware, host);
+        if let Some(route) = self.pmu.mirror(self.lends(), hardware) {
+            host.route_pmi(route);
+        }
     }
 
     /// Returns the counters that count an instruction which retires.

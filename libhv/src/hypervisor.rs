@@ -135,7 +135,9 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         if Pmu::<P>::PRESENT {
             crate::log!("pmu {}", vcpu.pmu_counts());
         }
-        if let Some(post) = vcpu.host_counters() {
+        if P::HOST_COUNTS
+            && let Some(post) = vcpu.host_counters()
+        {
             crate::log!("the host counted:\n{post}");
         }
         outcome

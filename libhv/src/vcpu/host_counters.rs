@@ -54,6 +54,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// Stops the host's counters.
     pub(super) fn end_host<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if !P::HOST_COUNTS {
+            return;
+        }
         if let Some(beside) = self.beside.as_deref_mut().filter(|beside| beside.runs) {
             beside.runs = false;
             beside.counters.end(&mut self.backend, world.host);

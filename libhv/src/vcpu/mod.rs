@@ -157,18 +157,20 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         );
         let pmu = pmu.filter(|pmu| !(Pmu::<P>::PRESENT || lends::<P>()) || answers(pmu, &mut backend));
         let processor_pmu = pmu.filter(|_| P::HOST_COUNTS);
-        let emulated = EmulatedPmu::decide(&policy, pmu.as_ref(), &backend);
+        let emulated = EmulatedPmu::decide(&policy, pmu.as_ref(), &backend).filter(|_| Pmu::<P>::EMULATED);
         let lender = Lender::decide::<P>(pmu.as_ref(), &backend).map(Box::new);
         let mut pmu = Pmu::new(policy, pmu.filter(|_| !Pmu::<P>::EMULATED), &backend);
-        pmu.describe(&mut cpuid, host);
         if P::PARAVIRTUAL {
             paravirt::announce(&mut cpuid, lender.as_deref());
         }
         let view = emulated.as_ref().map(EmulatedPmu::view);
-        if let Some(view) = view {
-            view.describe(&mut cpuid, host);
+        if Pmu::<P>::PRESENT {
+            pmu.describe(&mut cpuid, host);
+            if let Some(view) = view {
+                view.describe(&mut cpuid, host);
+            }
+            pmu.arrange(&mut backend);
         }
-        pmu.arrange(&mut backend);
         let control_rules = ControlRules::of(&cpuid);
         let features = PagingFeatures {
             physical_bits: control_rules.physical_bits,

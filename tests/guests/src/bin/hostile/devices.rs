@@ -1,10 +1,10 @@
 //! Random ports and random device memory.
 
-use crate::Random;
 use core::arch::asm;
 use guests::boot::has_word;
 use guests::faults::{Fault, catch};
 use guests::{acpi, cpu};
+use guests::random::Random;
 
 /// Returns whether an access may end or wreck the machine: debug-exit, keyboard controller, fast A20, SMI, reset control, the
 /// power-management block, Bochs' own port, and the UART's data.

@@ -13,41 +13,8 @@ mod registers;
 mod sandbox;
 
 use guests::interrupts::{self, Frame, on, set_stack};
+use guests::random::Random;
 use guests::{acpi, boot, cpu, end, faults, ioapic, lapic, main, pic, pit, say};
-
-/// A xorshift generator (Marsaglia's 13, 7, 17).
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// Returns the next 64 bits.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Returns a number below `bound`.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 11) % bound
-    }
-
-    /// Returns one of `choices`.
-    pub(crate) fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-
-    /// Returns a number with few bits set, with many, or with any.
-    pub(crate) fn value(&mut self) -> u64 {
-        match self.below(5) {
-            0 => 0,
-            1 => 1 << self.below(64),
-            2 => self.next() & 0xffff,
-            3 => !(1 << self.below(64)),
-            _ => self.next(),
-        }
-    }
-}
 
 static mut STEP: u64 = 0;
 static mut SEEN: u64 = u64::MAX;
@@ -101,7 +68,7 @@ unsafe fn run() -> ! {
     on(2, watchdog);
     lapic::enter_xapic();
     sandbox::prepare();
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let mut seen = 0u64;
     for step in 0..steps {
         STEP = step;

@@ -1,11 +1,11 @@
 //! Random MSRs, control registers, descriptor tables and CPUID leaves.
 
-use crate::Random;
 use core::arch::asm;
 use guests::boot::has_word;
 use guests::cpu::{self, rdmsr, wrmsr};
 use guests::faults::{Fault, catch};
 use guests::interrupts;
+use guests::random::Random;
 
 const EFER: u32 = 0xc000_0080;
 

@@ -1,11 +1,11 @@
 //! Random instructions at CPL 3 and CPL 0 in an address space of their own, and page tables of random entries.
 
-use crate::Random;
 use core::arch::asm;
 use core::ptr::with_exposed_provenance_mut;
 use guests::boot::{USER_CODE64, USER_DATA};
 use guests::cpu;
 use guests::faults::{Fault, catch};
+use guests::random::Random;
 
 /// Physical memory from here on is the sandbox's: its root, three tables, sixteen pages, and from WILD on sixteen tables.
 const FREE: u64 = 0x180_0000;

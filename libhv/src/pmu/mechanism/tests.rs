@@ -366,6 +366,21 @@ fn branch_records_go_with_their_guest() {
     assert_eq!((one.exits, other.exits), (0, 0));
 }
 
+/// A4: a processor takes shallower depths too, and has no records beyond them then. The guest knows of the greatest alone,
+/// so that whoever reads its records finds them all.
+#[test]
+fn a_guest_has_no_other_depth_of_branch_records_than_it_is_shown() {
+    const DEPTH: u32 = 0x14CF;
+    let mut rig = Rig::intel(intel::Config { lbr_depth: 32, ..intel::Config::default() });
+    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+    rig.resume(&mut one);
+    assert_eq!(rig.wrmsr(&mut one, DEPTH, 8), Err(Fault));
+    assert_eq!(rig.wrmsr(&mut one, DEPTH, 32), Ok(()));
+    rig.pause(&mut one);
+    rig.resume(&mut other);
+    assert_eq!(rig.rdmsr(&mut other, DEPTH), Ok(32));
+}
+
 /// T-A13: CondChgd, which a processor may set by itself, cannot be set by software: it does not come back, and nothing
 /// faults on its account.
 #[test]

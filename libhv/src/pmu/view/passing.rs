@@ -3,7 +3,7 @@
 use super::{Passed, PmuView};
 use crate::pmu::capability::PERF_METRICS;
 use crate::pmu::policy::Means;
-use crate::pmu::registers::{Maker, PmuRegister};
+use crate::pmu::registers::{BranchRegister, Maker, PmuRegister};
 
 impl PmuView {
     /// Returns whether the guest has every counter that the processor has, in its width (A9): only then do registers
@@ -56,6 +56,9 @@ impl PmuView {
                 Passed { read, write: false }
             }
             PmuRegister::Capabilities => none,
+            // The processor takes shallower depths than the one that is shown, and whoever reads the records of this
+            // guest would then find none beyond.
+            PmuRegister::Branch(BranchRegister::Depth) => Passed { read: true, write: false },
             // Entry and exit switch what records: no branch of the host is in the records.
             PmuRegister::Branch(_) => all,
         }

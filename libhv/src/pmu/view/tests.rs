@@ -324,6 +324,7 @@ proptest! {
             let selects = matches!(register, PmuRegister::Selector(_) | PmuRegister::CoreSelector(_));
             let (read, write) = match register {
                 _ if view.means() == Means::Emulated || !view.exists(register) => (false, false),
+                PmuRegister::Branch(BranchRegister::Depth) => (true, false),
                 _ if counts || matches!(register, PmuRegister::Branch(_)) => (true, true),
                 PmuRegister::FixedControl if guest.fixed != host.fixed => (false, false),
                 PmuRegister::FixedControl | PmuRegister::Selector(_) if intel => {

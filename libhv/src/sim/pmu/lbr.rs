@@ -118,8 +118,10 @@ impl Lbr {
         };
         match (msr, msr & !0xFF) {
             (CTL, _) => self.control = only(CTL_BITS, value)?,
-            // A write clears all records, also when it changes nothing.
-            (DEPTH, _) if value == u64::from(self.most) => self.records.fill(Record::default()),
+            // A write clears all records, also when it changes nothing; those beyond the depth do not exist any more.
+            (DEPTH, _) if value != 0 && value <= u64::from(self.most) && value.is_multiple_of(8) => {
+                self.records = alloc::vec![Record::default(); value as usize];
+            }
             (DEPTH, _) => return Err(Fault::Value(value)),
             (_, INFO) => {
                 let slot = self.slot(msr)?;
@@ -201,9 +203,11 @@ mod tests {
         assert_eq!(lbr.write(INFO, 1 << 16), Err(Fault::Reserved(1 << 16)));
         assert_eq!([lbr.read(FROM + 16), lbr.read(0x1300), lbr.read(0x14D0)], [Err(Fault::NoRegister); 3]);
         lbr.write(FROM + 15, 7).unwrap();
-        assert_eq!(lbr.write(DEPTH, 8), Err(Fault::Value(8)));
+        assert_eq!([0, 12, 24].map(|depth| lbr.write(DEPTH, depth)), [0, 12, 24].map(|depth| Err(Fault::Value(depth))));
         assert_eq!(lbr.read(FROM + 15), Ok(7));
         assert_eq!(lbr.write(DEPTH, 16), Ok(()));
         assert_eq!(lbr.read(FROM + 15), Ok(0));
+        assert_eq!(lbr.write(DEPTH, 8), Ok(()));
+        assert_eq!([lbr.read(FROM + 7), lbr.read(FROM + 8), lbr.read(DEPTH)], [Ok(0), Err(Fault::NoRegister), Ok(8)]);
     }
 }

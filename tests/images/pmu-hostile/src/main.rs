@@ -20,9 +20,12 @@ use warden::{SECRET, SECRET_PERIOD, Warden, Watched};
 libhv::entry!(main);
 
 /// No branches but the conditional ones, no reference cycles, neither fixed-function counter 1 nor 2.
-const DENY: EventFilter<'static> =
-    EventFilter::deny(&[MaskedEvent::any(0xC4), MaskedEvent::exact(0xC4, 0x11).excepted(), MaskedEvent::exact(0x3C, 1)])
-        .fixed(0b0110);
+const DENY: EventFilter<'static> = EventFilter::deny(&[
+    MaskedEvent::any(0xC4),
+    MaskedEvent::exact(0xC4, 0x11).excepted(),
+    MaskedEvent::exact(0x3C, 1),
+])
+.fixed(0b0110);
 /// Conditional branches, core cycles, the last level's references and misses, and fixed-function counter 1.
 const ALLOW: EventFilter<'static> = EventFilter::allow(&[
     MaskedEvent::exact(0xC4, 0x11),
@@ -70,8 +73,7 @@ fn exchanging() -> (HostCounters, Warden) {
         .count(INSTRUCTIONS)
         .count(HostEvent::Fixed(0))
         .sample(HostEvent::Cycles, SECRET_PERIOD);
-    let watched =
-        Watched { instructions: &[(7, 0), (6, 1), (FIXED, 2)], secret: Some(5), period: None, nobodys: &[] };
+    let watched = Watched { instructions: &[(7, 0), (6, 1), (FIXED, 2)], secret: Some(5), period: None, nobodys: &[] };
     (host, Warden::new(watched))
 }
 

@@ -3,8 +3,8 @@
 use core::arch::asm;
 use guests::boot::has_word;
 use guests::faults::{Fault, catch};
-use guests::{acpi, cpu};
 use guests::random::Random;
+use guests::{acpi, cpu};
 
 /// Returns whether an access may end or wreck the machine: debug-exit, keyboard controller, fast A20, SMI, reset control, the
 /// power-management block, Bochs' own port, and the UART's data.

@@ -106,7 +106,10 @@ pub(crate) struct Oracle {
 impl fmt::Display for Oracle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { general, fixed, faults, stretches, still, .. } = self;
-        write!(f, "{general} counters and {fixed:#b}, {faults} faults, {stretches} stretches, {still} looks at one that stands")
+        write!(
+            f,
+            "{general} counters and {fixed:#b}, {faults} faults, {stretches} stretches, {still} looks at one that stands"
+        )
     }
 }
 
@@ -114,7 +117,10 @@ impl Oracle {
     /// Begins with nothing counting, and looks at what there is.
     pub(crate) unsafe fn new(policy: Policy) -> Self {
         let [eax, ebx, ecx, _] = cpuid(0xa, 0);
-        let missing = ARCHITECTURAL.iter().enumerate().fold(1 << 7, |bits, (n, event)| bits | u64::from(policy.denies(*event)) << n);
+        let missing = ARCHITECTURAL
+            .iter()
+            .enumerate()
+            .fold(1 << 7, |bits, (n, event)| bits | u64::from(policy.denies(*event)) << n);
         same("events that CPUID says are missing", 0u32, ebx.into(), missing);
         let general = eax >> 8 & 0xff;
         same("GLOBAL_CTRL at first", GLOBAL_CTRL, read(GLOBAL_CTRL), (1 << general) - 1);

@@ -93,8 +93,11 @@ fn expected(oracle: &Oracle, index: usize, instructions: u64, turns: u64) -> Opt
 pub(crate) unsafe fn stretch(oracle: &mut Oracle, random: &mut Random) {
     quiet(oracle);
     let global = if random.below(2) == 0 { oracle.bits() } else { random.next() & oracle.bits() };
-    let (work, each, turns): (unsafe extern "C" fn(u64, u64), u64, u64) =
-        if random.below(3) == 0 { (hostile_exits, 4, 1 + random.below(8)) } else { (hostile_loop, 2, 1 + random.below(200)) };
+    let (work, each, turns): (unsafe extern "C" fn(u64, u64), u64, u64) = if random.below(3) == 0 {
+        (hostile_exits, 4, 1 + random.below(8))
+    } else {
+        (hostile_loop, 2, 1 + random.below(200))
+    };
     let instructions = each * turns + 4;
     work(global, turns);
     oracle.global = global;

@@ -38,8 +38,34 @@ pub enum Requirement {
     LocalApic,
     /// Counters for what the host counts beside its guest, and why there are none.
     HostCounters(HostCountersError),
+    /// An I/O APIC that takes the interval timer's interrupt.
+    IoApic,
+    /// An interval timer whose interrupt an I/O APIC sends as an NMI.
+    TimerNmi,
     /// The execute-disable bit of page-table entries (CPUID 8000_0001H:EDX\[20\]).
     ExecuteDisable,
+}
+
+/// Whom the processor's NMIs are for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum NmiUser {
+    /// The host's counters, which interrupt it.
+    HostCounters,
+    /// A watchdog's tick.
+    Watchdog,
+    /// The guest, which gets them without an exit.
+    Guest,
+}
+
+impl fmt::Display for NmiUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HostCounters => "the host's counters",
+            Self::Watchdog => "a watchdog",
+            Self::Guest => "the guest",
+        })
+    }
 }
 
 /// Why a VM entry failed.
@@ -120,6 +146,13 @@ pub enum Error {
     },
     /// A device of the appliance's own claims what is taken.
     Device(Conflict),
+    /// NMIs, which have one user, were asked for by two: who has them, and who wanted them.
+    NmisInUse {
+        /// Who has them.
+        by: NmiUser,
+        /// Who wanted them.
+        wanted: NmiUser,
+    },
 }
 
 impl From<Conflict> for Error {
@@ -155,12 +188,15 @@ impl Error {
             Self::BadRegion(_) => 46,
             Self::CommandLineTooLong { .. } => 48,
             Self::Device(_) => 50,
+            Self::NmisInUse { .. } => 52,
         }
     }
 }
 
 /// The status of a panic of the host.
 pub const PANIC_STATUS: u8 = 16;
+/// The status of a host that makes no progress, at which a [watchdog](crate::watchdog) has barked.
+pub const HANG_STATUS: u8 = 18;
 
 impl fmt::Display for Requirement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,6 +215,8 @@ impl fmt::Display for Requirement {
             Self::InvariantTsc => f.write_str("an invariant time-stamp counter; the processor has none"),
             Self::HostCounters(why) => write!(f, "counters for the host's events beside the guest's: {why}"),
             Self::LocalApic => f.write_str("a local APIC; CPUID reports none"),
+            Self::IoApic => f.write_str("an I/O APIC for the interval timer; the firmware's tables list none"),
+            Self::TimerNmi => f.write_str("the interval timer's interrupt as an NMI, for a watchdog; none came"),
             Self::ExecuteDisable => f.write_str("the execute-disable bit; CPUID reports none"),
         }
     }
@@ -235,6 +273,7 @@ impl fmt::Display for Error {
                 write!(f, "the command line has {given} bytes, and the image takes {allowed}")
             }
             Self::Device(conflict) => write!(f, "a device cannot be added: {conflict}"),
+            Self::NmisInUse { by, wanted } => write!(f, "NMIs are for {by} alone, and {wanted} wants them"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `Hypervisor`: what an appliance asks for, composed by type, and the launch that makes it run.
 
 use crate::devices::{Chipset, Configuration, acpi};
-use crate::error::{Error, Requirement, Result};
+use crate::error::{Error, NmiUser, Requirement, Result};
 use crate::exit::StopReason;
 use crate::guest::Guest;
 use crate::hw::Host;
@@ -9,13 +9,14 @@ use crate::loader::{self, FOUR_GIB, Options};
 use crate::memory::GuestMemory;
 use crate::memory::guest::Region;
 use crate::memory::nested::{Level, NestedEntry, NestedTables};
-use crate::platform::Machine;
+use crate::platform::{Machine, nmi};
 use crate::pmu::paravirt::lent::lends;
 use crate::pmu::{Pmu, PmuPolicy};
 use crate::svm;
 use crate::vcpu::cpuid::{HostCpuid, Settings};
 use crate::vcpu::{Appliance, Backend, Vcpu, World};
 use crate::vmx::Vmx;
+use crate::watchdog::Watchdog;
 use alloc::boxed::Box;
 use core::ops::Range;
 use raw_cpuid::CpuId;
@@ -25,12 +26,13 @@ use raw_cpuid::CpuId;
 pub struct Hypervisor<P = (), A = ()> {
     pmu: P,
     appliance: A,
+    watchdog: Option<Watchdog>,
 }
 
 impl Hypervisor {
     /// Begins with no wishes.
     pub const fn new() -> Self {
-        Self { pmu: (), appliance: () }
+        Self { pmu: (), appliance: (), watchdog: None }
     }
 }
 
@@ -58,12 +60,22 @@ impl Vendor {
 impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
     /// Has `appliance` asked about every exit before the library's own rooms.
     pub fn appliance<N: Appliance>(self, appliance: N) -> Hypervisor<P, N> {
-        Hypervisor { pmu: self.pmu, appliance }
+        Hypervisor { pmu: self.pmu, appliance, watchdog: self.watchdog }
     }
 
     /// Has the guest get what `policy` gives it of the PMU; it gets nothing when this is not called.
     pub fn pmu<N: PmuPolicy>(self, policy: N) -> Hypervisor<N, A> {
-        Hypervisor { pmu: policy, appliance: self.appliance }
+        Hypervisor { pmu: policy, appliance: self.appliance, watchdog: self.watchdog }
+    }
+
+    /// Has a watchdog bark when the host makes no progress while it runs the guest, by a timer's NMI and without a counter
+    /// of the PMU: `watchdog(Duration::from_secs(2))`, or a [`Watchdog`] with more to say. See
+    /// [`Machine::watch`](crate::platform::Machine::watch) for what it asks of the machine.
+    ///
+    /// Beside a host that counts it is refused, because NMIs have one user: such a host has a
+    /// [watchdog](crate::pmu::host::HostCounters::watchdog) of its counters'.
+    pub fn watchdog(self, watchdog: impl Into<Watchdog>) -> Self {
+        Self { watchdog: Some(watchdog.into()), ..self }
     }
 
     /// Makes the guest and runs it until it ends.
@@ -90,6 +102,7 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         largest: Level,
         make: impl FnOnce(&mut Machine, NestedTables<E>) -> Result<B>,
     ) -> Result<StopReason> {
+        let nmis = if P::HOST_COUNTS { Some(nmi::claim(NmiUser::HostCounters)?) } else { None };
         let mut memory = machine.guest_memory(guest.memory_bytes)?;
         let (start, frequency) = (machine.processor().now(), machine.processor().frequency());
         let settings = Settings::new(1, frequency);
@@ -127,10 +140,12 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         if Pmu::<P>::PRESENT {
             crate::log!("what the guest gets of the PMU:\n{}", vcpu.pmu_report());
         }
+        let watching = self.watchdog.map(|watchdog| machine.watch(watchdog)).transpose()?;
         let entry_tsc = machine.entry_tsc();
         let host = machine.processor();
         crate::log!("bench entry-to-guest {} ticks", host.now().since(entry_tsc));
         let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host });
+        drop((watching, nmis));
         crate::log!("exits of the guest:\n{}", vcpu.trace());
         if Pmu::<P>::PRESENT {
             crate::log!("pmu {}", vcpu.pmu_counts());

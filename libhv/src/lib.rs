@@ -27,6 +27,7 @@ pub mod time;
 pub mod trace;
 pub mod vcpu;
 pub mod vmx;
+pub mod watchdog;
 
 #[cfg(feature = "appliance")]
 pub mod boot;
@@ -46,4 +47,5 @@ pub mod prelude {
     pub use crate::platform::Machine;
     pub use crate::registers::{Gpr, GuestState};
     pub use crate::vcpu::Appliance;
+    pub use crate::watchdog::Watchdog;
 }

@@ -196,6 +196,12 @@ fn name(kind: u64) -> &'static str {
     NAMES.get(kind as usize).copied().unwrap_or("?")
 }
 
+/// Returns how many exits of a virtual processor have begun since the image started, modulo 2^64.
+/// Virtual processors beyond the sixteenth share counts with others.
+pub fn begun(processor: usize) -> u64 {
+    LAST[processor % RINGS].next.load(Ordering::Relaxed) as u64
+}
+
 /// Writes the last exits of every virtual processor, oldest first: the last words of a panic.
 ///
 /// # Errors

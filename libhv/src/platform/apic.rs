@@ -168,28 +168,58 @@ pub(crate) fn silence_pics() {
     }
 }
 
-/// Has the I/O APIC send the ISA interrupt `irq` to this processor as `vector`; returns whether there is one for it.
-pub(crate) fn route(madt: &Madt, irq: u8, vector: u8) -> bool {
-    let isa = Override { source: irq, gsi: irq.into(), active_low: false, level: false };
-    let line = madt.overrides.iter().find(|line| line.source == irq).copied().unwrap_or(isa);
-    let Some(chip) = madt.io_apics.iter().filter(|chip| chip.gsi_base <= line.gsi).max_by_key(|chip| chip.gsi_base)
-    else {
-        return false;
-    };
-    let Some(base) = memory::device(Range::new(chip.address.into(), 0x20)) else { return false };
-    let write = |register: u32, value: u32| {
+/// An input of an I/O APIC, and how the ISA interrupt at it is wired.
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// Where the I/O APIC's registers are mapped.
+    base: u64,
+    /// The first of the two registers of the input's entry.
+    entry: u32,
+    line: Override,
+}
+
+impl Input {
+    fn write(&self, register: u32, value: u32) {
         for (offset, value) in [(0, register), (0x10, value)] {
-            if let Some(register) = pointer(base.as_ptr() as u64, offset) {
+            if let Some(register) = pointer(self.base, offset) {
                 register.write(value);
             }
         }
-    };
-    let entry = 0x10 + 2 * (line.gsi - chip.gsi_base);
-    let Ok(destination) = u8::try_from(id()) else { return false };
-    write(entry, MASKED);
-    write(entry + 1, u32::from(destination) << 24);
-    write(entry, u32::from(vector) | u32::from(line.active_low) << 13 | u32::from(line.level) << 15);
-    true
+    }
+
+    /// Masks it.
+    pub(crate) fn mask(&self) {
+        self.write(self.entry, MASKED);
+    }
+
+    /// Has it sent to this processor: `low` is the lower half of its entry. Returns whether this processor can be named.
+    fn send(&self, low: u32) -> bool {
+        let Ok(destination) = u8::try_from(id()) else { return false };
+        self.mask();
+        self.write(self.entry + 1, u32::from(destination) << 24);
+        self.write(self.entry, low | u32::from(self.line.active_low) << 13);
+        true
+    }
+
+    /// Has it sent to this processor as an NMI, which is edge-triggered however it is wired (82093AA I/O APIC, 3.2.4).
+    pub(crate) fn send_nmi(&self) -> bool {
+        self.send(NMI)
+    }
+}
+
+/// Returns the input for the ISA interrupt `irq`, where there is one.
+pub(crate) fn input(madt: &Madt, irq: u8) -> Option<Input> {
+    let isa = Override { source: irq, gsi: irq.into(), active_low: false, level: false };
+    let line = madt.overrides.iter().find(|line| line.source == irq).copied().unwrap_or(isa);
+    let chips = madt.io_apics.iter().filter(|chip| chip.gsi_base <= line.gsi);
+    let chip = chips.max_by_key(|chip| chip.gsi_base)?;
+    let base = memory::device(Range::new(chip.address.into(), 0x20))?;
+    Some(Input { base: base.as_ptr() as u64, entry: 0x10 + 2 * (line.gsi - chip.gsi_base), line })
+}
+
+/// Has the I/O APIC send the ISA interrupt `irq` to this processor as `vector`; returns whether there is one for it.
+pub(crate) fn route(madt: &Madt, irq: u8, vector: u8) -> bool {
+    input(madt, irq).is_some_and(|input| input.send(u32::from(vector) | u32::from(input.line.level) << 15))
 }
 
 #[cfg(test)]

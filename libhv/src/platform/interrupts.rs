@@ -58,6 +58,12 @@ pub fn counts() -> Counts {
     }
 }
 
+/// Returns how often an NMI has interrupted the host.
+#[inline]
+pub(crate) fn nmis() -> u64 {
+    NMIS.load(Ordering::Relaxed)
+}
+
 /// Returns how often the timer has come.
 #[inline]
 pub(crate) fn timers() -> u64 {

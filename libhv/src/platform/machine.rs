@@ -6,13 +6,18 @@ use super::paging::Permissions;
 use super::pci::{self, ConfigurationPorts};
 use super::processor::Processor;
 use super::serial::Com1;
+use super::watchdog::{self, Watching};
 use crate::error::Result;
+#[cfg(doc)]
+use crate::error::{Error, Requirement};
+use crate::hw::Host;
 use crate::hw::counters;
 use crate::memory::GuestMemory;
 use crate::pmu::PmuCapability;
 use crate::pmu::registers::{Maker, PmuRegister};
 use crate::time::Tsc;
 use crate::vcpu::cpuid::HostCpuid;
+use crate::watchdog::Watchdog;
 use alloc::vec::Vec;
 use x86_64::VirtAddr;
 
@@ -86,6 +91,17 @@ impl Machine {
     /// Returns the processor this runs on: clock, timer and interrupts.
     pub fn processor(&mut self) -> &mut Processor {
         &mut self.processor
+    }
+
+    /// Has `watchdog` watch over the host from now until what this returns is dropped. The host makes progress with each
+    /// exit of its guest; where it does something else, let it call [`pet`](crate::watchdog::pet). The guest leaves for
+    /// each tick, 18 times a second: the appliance is asked about [`Exit::Nmi`](crate::exit::Exit::Nmi).
+    ///
+    /// # Errors
+    /// [`Error::NmisInUse`](crate::Error::NmisInUse) when somebody else has the NMIs; [`Error::Unsupported`] with
+    /// [`Requirement::IoApic`] or [`Requirement::TimerNmi`] when the machine has no timer that ticks so.
+    pub fn watch(&mut self, watchdog: Watchdog) -> Result<Watching> {
+        watchdog::start(self.acpi.madt.as_ref(), self.processor.frequency(), watchdog)
     }
 
     /// Gives the processor away, for a run loop that owns it.

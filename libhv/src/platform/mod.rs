@@ -14,6 +14,7 @@ pub mod layout;
 mod machine;
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the start of the bare machine calls it"))]
 pub(crate) mod memory;
+pub mod nmi;
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the start of the bare machine calls it"))]
 mod paging;
 pub mod pci;
@@ -32,12 +33,15 @@ mod share;
 #[cfg(target_os = "none")]
 pub(crate) mod vectors;
 mod virtualize;
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the handler of NMIs of the bare machine calls it"))]
+mod watchdog;
 
 pub use host_pmi::host_count;
 pub use machine::{Machine, Module};
 pub use memory::HostFrames;
 pub use paging::Permissions;
 pub use processor::Processor;
+pub use watchdog::Watching;
 
 /// Writes a line to the log: `log!("{} frames", n)`. The line starts with `libhv: `.
 #[macro_export]

@@ -2,8 +2,9 @@
 #![expect(unsafe_code, reason = "halts the processor for ever")]
 
 use super::serial;
-use crate::error::{PANIC_STATUS, Result};
+use crate::error::{HANG_STATUS, PANIC_STATUS, Result};
 use crate::exit::StopReason;
+use crate::watchdog;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -31,7 +32,8 @@ fn panic(information: &PanicInfo<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::SeqCst) {
         crate::log!("panic: {information}");
         last_exits();
-        crate::log!("end {PANIC_STATUS} the hypervisor panicked: {}", information.message());
+        let (status, what) = if watchdog::barked() { (HANG_STATUS, "hung") } else { (PANIC_STATUS, "panicked") };
+        crate::log!("end {status} the hypervisor {what}: {}", information.message());
     }
     halt()
 }

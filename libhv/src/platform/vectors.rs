@@ -1,7 +1,7 @@
 //! The interrupt descriptor table and the stubs behind it.
 #![expect(unsafe_code, reason = "interrupt entry is assembly")]
 
-use super::{host_pmi, interrupts};
+use super::{host_pmi, interrupts, watchdog};
 use hermit_sync::OnceCell;
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
@@ -95,6 +95,7 @@ extern "C" fn entered(frame: &Entered) {
         2 => {
             interrupts::serve(2);
             host_pmi::nmi(frame.rip);
+            watchdog::nmi(frame.rip, frame.rflags);
         }
         vector @ 0..=31 => {
             let cr2 = x86_64::registers::control::Cr2::read_raw();

@@ -365,6 +365,9 @@ impl Vmx {
         }
         if reason == ExitReason::EXCEPTION_OR_NMI {
             let information = self.interruption();
+            if event::is_nmi(information) {
+                bare::unblock_nmis();
+            }
             if event::is_debug_exception(information) || event::is_int1(information) {
                 self.settle_debug(information);
             }

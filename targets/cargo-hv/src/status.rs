@@ -31,6 +31,7 @@ pub(crate) const TABLE: &[(&str, &str)] = &[
     ("12", "the appliance ended the guest"),
     ("14", "VM entry failed"),
     ("16", "the hypervisor panicked"),
+    ("18", "the hypervisor hung: a watchdog barked"),
     ("20 to 98", "an error of the host, a number for each kind; the sentence on stderr names it"),
     ("100", "the emulator failed, or ended without a word from the hypervisor"),
     ("102", "a prerequisite is missing and may not be installed"),

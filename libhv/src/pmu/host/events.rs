@@ -3,6 +3,7 @@
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::registers::{CounterIndex, EventSelector, Maker};
 use crate::time::Tsc;
+use crate::watchdog::{Bark, panic_on_bark};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -50,29 +51,6 @@ pub struct Sample {
     pub guest: bool,
     /// When the interrupt was taken.
     pub at: Tsc,
-}
-
-/// A watchdog's alarm: a processor's run loop has made no progress.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bark {
-    /// The processor that stopped.
-    pub processor: usize,
-    /// Where it was, where that is known.
-    pub rip: Option<u64>,
-    /// How far it had come: entries of its guest, and whatever else counts as progress.
-    pub beats: u64,
-}
-
-impl fmt::Display for Bark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "processor {} has made no progress since entry {}", self.processor, self.beats)?;
-        self.rip.map_or(Ok(()), |rip| write!(f, ", it is at {rip:#x}"))
-    }
-}
-
-/// Panics: the last words tell the last exits of every virtual processor.
-pub(super) fn panic_on_bark(bark: &Bark) {
-    panic!("watchdog: {bark}");
 }
 
 /// Why a host cannot count what it wants.
@@ -220,8 +198,9 @@ impl<const GUEST: bool> HostCounters<GUEST> {
         self.wish(event, Some(period), false)
     }
 
-    /// Barks when the run loop has not entered the guest for `cycles` to twice as many cycles of the host's own. A
-    /// processor that halts does not count them.
+    /// Barks when the run loop has not entered the guest, nor the host [petted](crate::watchdog::pet) its watchdog, for
+    /// `cycles` to twice as many cycles of the host's own. A processor that halts does not count them, and while the
+    /// guest runs they are not counted.
     pub fn watchdog(self, cycles: u64) -> Self {
         self.wish(HostEvent::Cycles, Some(cycles), true)
     }

@@ -7,7 +7,7 @@
 //! What follows for the host (A27): it cannot count a guest that has a PMU of its own, which is an error when the
 //! hypervisor is built; its own events never count the guest otherwise either; and a watchdog of the counters stands
 //! still with them while the guest runs, which is no harm, because the processor is not stuck then. Where the host gives
-//! up the counters altogether, [`Buddies`] watches without any.
+//! up the counters altogether, a [`Watchdog`](crate::watchdog::Watchdog) watches without any.
 
 mod beside;
 mod events;
@@ -19,12 +19,10 @@ mod post;
 mod switch;
 #[cfg(test)]
 mod tests;
-pub mod watchdog;
 
 pub use beside::{Beside, HostCounting};
-pub use events::{Bark, HostCounters, HostCountersError, HostEvent, HostEvents, MAX_EVENTS, Sample};
+pub use events::{HostCounters, HostCountersError, HostEvent, HostEvents, MAX_EVENTS, Sample};
 pub use parked::Parked;
 pub use plan::Plan;
 pub use post::{Place, Post, Verdict};
 pub use switch::HostPmu;
-pub use watchdog::Buddies;

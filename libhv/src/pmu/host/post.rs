@@ -5,12 +5,13 @@
 //! registers may be in the processor, it touches none (A23): it takes down that an NMI came, and the run loop serves the
 //! overflow as it stops. An overflow whose NMI has not come by then is owed one, by which the late NMI is known.
 
-use super::events::{Assigned, Bark, HostEvents, MAX_EVENTS, Sample};
+use super::events::{Assigned, HostEvents, MAX_EVENTS, Sample};
 use crate::hw::PmuHardware;
 use crate::pmu::bank::counter_register;
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::registers::{CounterIndex, Maker, PmuRegister};
 use crate::time::Tsc;
+use crate::watchdog::{Bark, pets};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -321,7 +322,7 @@ impl Post {
 
     /// Barks when there has been no progress since it looked last.
     fn watch(&self, place: Option<Place>) {
-        let beats = self.beats.load(Relaxed);
+        let beats = self.beats.load(Relaxed).wrapping_add(pets());
         if self.seen.swap(beats, Relaxed) != beats {
             return;
         }

@@ -53,7 +53,10 @@ pub(crate) fn panic_on_bark(bark: &Bark) {
 }
 
 /// Returns whether a watchdog's bark is why the hypervisor panics.
-#[cfg_attr(not(any(test, target_os = "none")), expect(dead_code, reason = "the panic handler of the bare machine asks"))]
+#[cfg_attr(
+    not(any(test, target_os = "none")),
+    expect(dead_code, reason = "the panic handler of the bare machine asks")
+)]
 pub(crate) fn barked() -> bool {
     BARKED.load(Relaxed)
 }
@@ -131,13 +134,7 @@ impl Buddies {
     ///
     /// Time is counted as far as ticks account for it: when all of the machine has stood still, as a virtual machine may,
     /// that is no lack of progress.
-    pub fn look(
-        &mut self,
-        now: Tsc,
-        here: usize,
-        rip: u64,
-        beats: impl Fn(usize) -> Option<u64>,
-    ) -> Option<Bark> {
+    pub fn look(&mut self, now: Tsc, here: usize, rip: u64, beats: impl Fn(usize) -> Option<u64>) -> Option<Bark> {
         let passed = now.since(self.looked).min(self.tick.saturating_mul(2));
         self.looked = now;
         let mut bark = None;

@@ -87,7 +87,6 @@ pub(super) fn start(madt: Option<&Madt>, frequency: Frequency, watchdog: Watchdo
         if bare::read_tsc().since(began) > enough {
             return Err(Error::Unsupported(Requirement::TimerNmi));
         }
-        core::hint::spin_loop();
     }
     let nanoseconds = u64::try_from(watchdog.patience.as_nanos()).unwrap_or(u64::MAX);
     let (patience, tick) = (frequency.ticks_from(nanoseconds, 1_000_000_000), frequency.ticks_from(LONGEST, HZ));

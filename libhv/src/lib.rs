@@ -48,4 +48,5 @@ pub mod prelude {
     pub use crate::registers::{Gpr, GuestState};
     pub use crate::vcpu::Appliance;
     pub use crate::watchdog::Watchdog;
+    pub use core::time::Duration;
 }

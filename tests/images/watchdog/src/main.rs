@@ -7,7 +7,6 @@
 #![no_main]
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use core::time::Duration;
 use libhv::hw::{Host, bare};
 use libhv::platform::interrupts;
 use libhv::pmu::host::HostCounters;

@@ -26,6 +26,11 @@ pub trait PmuHardware {
     /// Returns how IA32_PERF_GLOBAL_CTRL is switched.
     fn global_switch(&self) -> GlobalSwitch;
 
+    /// Returns whether entry and exit find IA32_PERF_GLOBAL_CTRL in a list of MSRs, which takes them longer than a field.
+    fn switches_by_list(&self) -> bool {
+        false
+    }
+
     /// Reads a register (RDMSR).
     fn read_pmu(&self, register: PmuRegister) -> u64;
 

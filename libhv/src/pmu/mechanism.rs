@@ -82,6 +82,7 @@ impl<P: PmuPolicy> Pmu<P> {
             let mut share = policy.share(host);
             share.lbr &= hardware.switches_branch_control();
             let view = PmuView::decide(host, &share, P::MEANS, hardware.global_switch())?;
+            let view = view.switched_by_list(hardware.switches_by_list());
             let view = if P::HOST_COUNTS { view.without_freezing() } else { view };
             Ok(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
         };

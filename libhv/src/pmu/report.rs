@@ -78,6 +78,10 @@ pub enum Why {
     HiddenCounters,
     /// IA32_PERF_METRICS would be reached, which is not the guest's.
     Metrics,
+    /// Counters that cores share would be read, which are not the guest's.
+    Uncore,
+    /// Entries and exits load and store a list of MSRs, as they can do no better.
+    MsrList,
     /// The processor would let the guest count its core's other thread.
     OtherThread,
     /// The hypervisor adds GuestOnly.
@@ -111,6 +115,8 @@ impl fmt::Display for Why {
             Self::Filter => "filtered",
             Self::HiddenCounters => "the processor has counters that are not the guest's",
             Self::Metrics => "the processor has performance metrics that are not the guest's",
+            Self::Uncore => "counters that cores share would be read",
+            Self::MsrList => "by lists of MSRs",
             Self::OtherThread => "the processor would count the core's other thread",
             Self::GuestOnly => "by GuestOnly in the selectors",
             Self::LocalApic => "through the virtual local APIC",
@@ -266,12 +272,14 @@ impl Judge<'_> {
             Item::FullWidthWrites => self.register(PmuRegister::FullCounter(0), Why::Share),
             Item::Rdpmc if view.passes_rdpmc() => Provision::Native,
             Item::Rdpmc if !view.matches_hardware() => self.mediated(Why::HiddenCounters),
+            Item::Rdpmc if view.rdpmc_reaches_uncore() => self.mediated(Why::Uncore),
             Item::Rdpmc => self.mediated(Why::Metrics),
             Item::GlobalControl => self.register(PmuRegister::GlobalControl, Why::HiddenCounters),
             Item::GlobalStatus => self.register(PmuRegister::GlobalStatus, Why::HiddenCounters),
             Item::StatusSet => self.register(PmuRegister::StatusSet, Why::HiddenCounters),
             Item::InUse if view.matches_hardware() => self.register(PmuRegister::InUse, Why::Filter),
             Item::InUse => self.register(PmuRegister::InUse, Why::HiddenCounters),
+            Item::Switch if view.switches_by_list() => self.mediated(Why::MsrList),
             Item::Switch if view.switch() == GlobalSwitch::Hardware => self.mediated_or(Provision::Native),
             Item::Switch => self.mediated(Why::GuestOnly),
             Item::Interrupt => self.mediated(Why::LocalApic),
@@ -426,6 +434,21 @@ mod tests {
             prop_assert_eq!(report.of(Item::Rdpmc) == Provision::Native, view.passes_rdpmc());
             prop_assert_eq!(report.of(Item::Lbr) == Provision::Native, view.shows_lbr());
         }
+    }
+
+    /// A17, 1.4.5: with a list entries and exits are slower than with fields.
+    #[test]
+    fn the_report_tells_a_switch_by_fields_from_one_by_a_list() {
+        let mut host = crate::pmu::view::tests::HOST;
+        let report = |host: &PmuCapability, listed| {
+            let view = PmuView::decide(host, &PmuShare::all(host), Means::Passed, GlobalSwitch::Hardware);
+            PmuReport::new(view.map(|view| view.switched_by_list(listed)))
+        };
+        assert_eq!(report(&host, false).of(Item::Switch), Provision::Native);
+        assert_eq!(report(&host, true).of(Item::Switch), Provision::Mediated(Why::MsrList));
+        assert_eq!(report(&host, false).of(Item::Rdpmc), Provision::Native);
+        host.capabilities |= PERF_METRICS;
+        assert_eq!(report(&host, false).of(Item::Rdpmc), Provision::Mediated(Why::Metrics));
     }
 
     #[test]

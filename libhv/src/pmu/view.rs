@@ -129,6 +129,7 @@ pub struct PmuView {
     switch: GlobalSwitch,
     filters: bool,
     freezes: bool,
+    listed: bool,
 }
 
 /// Returns the counters from 0 on that have no gap between them.
@@ -176,7 +177,7 @@ impl PmuView {
             Maker::Intel => Self::intel(host, share, counters, means),
             Maker::Amd => Self::amd(host, counters).ok_or(NoPmu::TooFewCounters)?,
         };
-        Ok(Self { guest, host: *host, means, switch, filters: false, freezes: true })
+        Ok(Self { guest, host: *host, means, switch, filters: false, freezes: true, listed: false })
     }
 
     fn intel(host: &PmuCapability, share: &PmuShare, counters: u8, means: Means) -> PmuCapability {
@@ -245,6 +246,12 @@ impl PmuView {
         Self { freezes: false, ..self }
     }
 
+    /// Notes whether entries and exits find IA32_PERF_GLOBAL_CTRL in a list of MSRs.
+    #[must_use]
+    pub fn switched_by_list(self, listed: bool) -> Self {
+        Self { listed, ..self }
+    }
+
     /// Returns what the guest's PMU has.
     #[inline]
     pub fn guest(&self) -> &PmuCapability {
@@ -264,6 +271,11 @@ impl PmuView {
     #[inline]
     pub fn switch(&self) -> GlobalSwitch {
         self.switch
+    }
+    /// Returns whether entries and exits find IA32_PERF_GLOBAL_CTRL in a list of MSRs, not in a field of the VMCS.
+    #[inline]
+    pub fn switches_by_list(&self) -> bool {
+        self.listed
     }
     /// Returns whether a filter sees what the guest wants to count.
     #[inline]

@@ -51,6 +51,10 @@ impl PmuHardware for Vmx {
         }
     }
 
+    fn switches_by_list(&self) -> bool {
+        matches!(self.global_control, GlobalControl::List(_))
+    }
+
     #[inline]
     fn read_pmu(&self, register: PmuRegister) -> u64 {
         counters::read(register, Maker::Intel)

@@ -18,11 +18,19 @@ impl PmuView {
             && guest.fixed_width == host.fixed_width
     }
 
-    /// Returns whether RDPMC does not leave the guest. It does where the processor has performance metrics, which are
-    /// read by it and are not the guest's (A8).
+    /// Returns whether RDPMC does not leave the guest. It does where it reads what is not the guest's: performance
+    /// metrics (A8), or what cores share.
     #[inline]
     pub fn passes_rdpmc(&self) -> bool {
-        self.means == Means::Passed && self.matches_hardware() && self.host.capabilities & PERF_METRICS == 0
+        let metrics = self.host.capabilities & PERF_METRICS != 0;
+        self.means == Means::Passed && self.matches_hardware() && !metrics && !self.rdpmc_reaches_uncore()
+    }
+
+    /// Returns whether RDPMC reads counters of the northbridge or data fabric and of the third-level cache too, behind
+    /// the core's (APM Vol. 3 "RDPMC"): on AMD's processors, since there are core extensions.
+    #[inline]
+    pub fn rdpmc_reaches_uncore(&self) -> bool {
+        self.host.maker == Maker::Amd && self.host.core_extensions
     }
 
     /// Returns whether the processor refuses what no guest may write to a selector: AnyThread, and on AMD's processors

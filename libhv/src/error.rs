@@ -42,6 +42,9 @@ pub enum Requirement {
     IoApic,
     /// An interval timer whose interrupt an I/O APIC sends as an NMI.
     TimerNmi,
+    /// A PMU whose registers can be given all that they can come to hold, where guests take turns on it: full-width writes
+    /// (IA32_PERF_CAPABILITIES\[13\]) and IA32_PERF_GLOBAL_STATUS_SET (version 4).
+    RestorablePmu,
     /// The execute-disable bit of page-table entries (CPUID 8000_0001H:EDX\[20\]).
     ExecuteDisable,
 }
@@ -214,6 +217,9 @@ impl fmt::Display for Requirement {
             }
             Self::InvariantTsc => f.write_str("an invariant time-stamp counter; the processor has none"),
             Self::HostCounters(why) => write!(f, "counters for the host's events beside the guest's: {why}"),
+            Self::RestorablePmu => f.write_str(
+                "full-width writes and IA32_PERF_GLOBAL_STATUS_SET, to give guests their counts back; the processor lacks them",
+            ),
             Self::LocalApic => f.write_str("a local APIC; CPUID reports none"),
             Self::IoApic => f.write_str("an I/O APIC for the interval timer; the firmware's tables list none"),
             Self::TimerNmi => f.write_str("the interval timer's interrupt as an NMI, for a watchdog; none came"),

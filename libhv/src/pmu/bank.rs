@@ -54,7 +54,21 @@ pub(super) fn ones(mut bits: u64) -> impl Iterator<Item = u8> {
     })
 }
 
+/// Returns whether a counter can be given this value: without full-width writes bit 31 fills those above it.
+pub(super) fn can_hold(pmu: &PmuCapability, counter: CounterIndex, value: u64) -> bool {
+    let whole = pmu.maker == Maker::Amd || pmu.full_width_writes() || matches!(counter, CounterIndex::Fixed(_));
+    whole || value as u32 as i32 as u64 & pmu.counter_mask() == value
+}
+
 impl Bank {
+    /// Returns whether these values can be put into a processor whose registers are all 0: all counters can be given
+    /// theirs, and the status can be set where any bit is (A18).
+    pub fn can_be_put(&self, pmu: &PmuCapability) -> bool {
+        let held =
+            (0..pmu.counters).zip(&self.counters).all(|(n, value)| can_hold(pmu, CounterIndex::General(n), *value));
+        held && (pmu.has_status_set() || self.global_status & !CHANGED == 0)
+    }
+
     /// Takes what changes by itself out of a processor whose counters stand still: counters and status. What the
     /// hypervisor writes it knows already.
     pub fn take_counts(&mut self, pmu: &PmuCapability, hardware: &impl PmuHardware) {

@@ -156,6 +156,15 @@ impl PmuCapability {
             Maker::Amd => self.version >= 2,
         }
     }
+    /// Returns whether all that the registers can come to hold can be put into them again, so that guests can take turns: on
+    /// Intel's processors with full-width writes and from version 4 on.
+    #[inline]
+    pub const fn restores_all(&self) -> bool {
+        match self.maker {
+            Maker::Intel => self.full_width_writes() && self.has_status_set(),
+            Maker::Amd => true,
+        }
+    }
     /// Returns the general-purpose counters' bits in the global registers, which are what IA32_PERF_GLOBAL_CTRL holds
     /// after a reset (T-A3).
     #[inline]

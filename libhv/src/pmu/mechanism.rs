@@ -3,10 +3,10 @@
 //! While the guest's PMU is in the processor, `bank` holds what the hypervisor wrote there (the selectors as the filter
 //! let them through), and counters and status are the processor's. While it is not, `bank` holds everything.
 
-use super::bank::{Bank, counter_register, ones, selector_register};
+use super::bank::{Bank, counter_register, selector_register};
 use super::branches::Branches;
 use super::capability::PmuCapability;
-use super::credit::{CreditMasks, Retired};
+use super::credit::CreditMasks;
 use super::policy::{Means, PmuPolicy};
 use super::registers::{
     BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_BRANCHES, MAX_COUNTERS, Maker, PmuRegister,
@@ -14,6 +14,7 @@ use super::registers::{
 use super::report::PmuReport;
 use super::slot::Owner;
 use super::view::{NoPmu, PmuView};
+use crate::error::{Error, Requirement};
 use crate::exit::Msr;
 use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
 use crate::vcpu::cpuid::{CpuidSource, CpuidTable};
@@ -67,6 +68,7 @@ pub struct Pmu<P> {
     routed: bool,
     /// An interrupt came when another was in the processor.
     late: bool,
+    owed: credit::Owed,
     counts: PmuCounts,
 }
 
@@ -103,6 +105,7 @@ impl<P: PmuPolicy> Pmu<P> {
             masks: CreditMasks::default(),
             routed: false,
             late: false,
+            owed: credit::Owed::default(),
             counts: PmuCounts::default(),
         };
         this.reset();
@@ -176,16 +179,25 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Puts the guest's registers into the processor, unless they are there still: whoever is there instead leaves. The
     /// processor's counters stand still meanwhile.
+    ///
+    /// # Errors
+    /// [`Requirement::RestorablePmu`], and nothing has changed: see [`PmuCapability::restores_all`]. A guest that is in
+    /// such a processor is not displaced, and one that has left it with what cannot be restored does not come back.
     #[inline]
-    pub fn acquire<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
+    pub fn acquire<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) -> Result<(), Error> {
         if Self::PRESENT && self.view.is_ok() && host.pmu_slot().owner() != Some(self.owner) {
-            self.load(hardware, host);
+            return self.load(hardware, host);
         }
+        Ok(())
     }
 
     #[cold]
-    fn load<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
-        let Some(pmu) = self.host else { return };
+    fn load<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) -> Result<(), Error> {
+        let Some(pmu) = self.host else { return Ok(()) };
+        let displaces = host.pmu_slot().owner().is_some();
+        if displaces && !pmu.restores_all() || !self.bank.can_be_put(&pmu) {
+            return Err(Error::Unsupported(Requirement::RestorablePmu));
+        }
         host.route_pmi(PmiRoute::Masked);
         let present = self.read_out(&pmu, hardware);
         let (mine, theirs) = (self.depth(), host.pmu_slot().depth());
@@ -215,6 +227,7 @@ impl<P: PmuPolicy> Pmu<P> {
         self.counts.writes += u64::from(self.bank.put(&pmu, &present, hardware));
         self.start(&pmu, hardware);
         self.routed = false;
+        Ok(())
     }
 
     /// Reads all that is in the processor, with its counters stopped where nothing else stops them.
@@ -405,93 +418,9 @@ impl<P: PmuPolicy> Pmu<P> {
         let counter = self.view()?.rdpmc(ecx, cpl, cr4).ok()?;
         Some(hardware.read_counter(counter))
     }
-
-    /// Counts an instruction that the hypervisor has executed in the guest's stead (A26). Returns whether a counter ran
-    /// over that interrupts: the guest's local APIC is to deliver one. `freezes` tells what an
-    /// interrupt freezes, see [`frozen_by_interrupt`].
-    #[inline]
-    pub fn retire<B: PmuHardware>(
-        &mut self,
-        retired: Retired,
-        hardware: &mut B,
-        freezes: impl FnOnce(&B) -> u64,
-    ) -> bool {
-        let counting = self.counting(retired, hardware);
-        counting != 0 && self.credit(counting, hardware, freezes)
-    }
-
-    /// Returns the counters that count an instruction which begins now: WRMSR to a selector counts by what it finds.
-    #[inline]
-    pub fn counting(&mut self, retired: Retired, hardware: &impl PmuHardware) -> u64 {
-        if !Self::PRESENT || !self.selectors_passed && self.masks.counting(retired) == 0 {
-            return 0;
-        }
-        self.enabled_and_counting(retired, hardware)
-    }
-
-    #[inline(never)]
-    fn enabled_and_counting(&mut self, retired: Retired, hardware: &impl PmuHardware) -> u64 {
-        let Some(pmu) = self.host else { return 0 };
-        let enabled = match hardware.global_switch() {
-            GlobalSwitch::Hardware => hardware.guest_global_control(),
-            _ if pmu.has_global_control() => hardware.read_pmu(PmuRegister::GlobalControl),
-            _ => u64::MAX,
-        };
-        if enabled != 0 && self.selectors_passed && self.bank.take_selectors_of(&pmu, enabled, hardware) {
-            self.masks = CreditMasks::of(&pmu, &self.bank.selectors, FixedControl(self.bank.fixed_control));
-        }
-        let counting = self.masks.counting(retired) & enabled;
-        let frozen = || pmu.maker == Maker::Intel && pmu.version >= 4 && is_frozen(hardware);
-        if counting == 0 || frozen() { 0 } else { counting }
-    }
-
-    /// Advances the counters in `counting` by one; returns as [`retire`](Self::retire) does.
-    #[inline(never)]
-    pub fn credit<B: PmuHardware>(&mut self, counting: u64, hardware: &mut B, freezes: impl FnOnce(&B) -> u64) -> bool {
-        let Some(pmu) = self.host else { return false };
-        let mut overflowed = 0;
-        let mut interrupts = false;
-        for bit in ones(counting) {
-            let n = bit & 7;
-            let (counter, register, mask, interrupt) = if bit < 32 {
-                let interrupt = EventSelector(self.bank.selectors[usize::from(n)]).interrupts();
-                (CounterIndex::General(n), counter_register(&pmu, n), pmu.counter_mask(), interrupt)
-            } else {
-                let interrupt = FixedControl(self.bank.fixed_control).interrupts(n);
-                (CounterIndex::Fixed(n), PmuRegister::Fixed(n), pmu.fixed_mask(), interrupt)
-            };
-            let value = hardware.read_counter(counter).wrapping_add(1) & mask;
-            // Where the status cannot be set the next instruction overflows the counter in the processor.
-            let late = value == 0 && pmu.has_global_control() && !pmu.has_status_set();
-            if late || !can_hold(&pmu, counter, value) {
-                continue;
-            }
-            hardware.write_pmu(register, value);
-            self.counts.credited += 1;
-            if value == 0 {
-                overflowed |= 1 << bit;
-                interrupts |= interrupt;
-            }
-        }
-        if overflowed != 0 && pmu.has_status_set() {
-            let freeze = if interrupts && pmu.maker == Maker::Intel { freezes(hardware) } else { 0 };
-            hardware.write_pmu(PmuRegister::StatusSet, overflowed | freeze);
-        }
-        self.counts.interrupts += u64::from(interrupts);
-        interrupts
-    }
 }
 
-/// Returns whether a counter can be given this value: without full-width writes bit 31 fills those above it.
-fn can_hold(pmu: &PmuCapability, counter: CounterIndex, value: u64) -> bool {
-    let whole = pmu.maker == Maker::Amd || pmu.full_width_writes() || matches!(counter, CounterIndex::Fixed(_));
-    whole || value as u32 as i32 as u64 & pmu.counter_mask() == value
-}
-
-fn is_frozen(hardware: &impl PmuHardware) -> bool {
-    hardware.read_pmu(PmuRegister::GlobalStatus) & COUNTERS_FROZEN != 0
-}
-
+mod credit;
 mod snapshot;
 
 #[cfg(test)]

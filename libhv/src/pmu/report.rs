@@ -36,6 +36,8 @@ pub enum Item {
     InUse,
     /// That counters stand still outside the guest.
     Switch,
+    /// That guests take turns on one processor, each with its counts.
+    Turns,
     /// The interrupt on overflow.
     Interrupt,
     /// Freezing on the interrupt: IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI.
@@ -82,6 +84,8 @@ pub enum Why {
     Uncore,
     /// Entries and exits load and store a list of MSRs, as they can do no better.
     MsrList,
+    /// What the registers can come to hold cannot all be written into them again.
+    NotRestorable,
     /// The processor would let the guest count its core's other thread.
     OtherThread,
     /// The hypervisor adds GuestOnly.
@@ -117,6 +121,7 @@ impl fmt::Display for Why {
             Self::Metrics => "the processor has performance metrics that are not the guest's",
             Self::Uncore => "counters that cores share would be read",
             Self::MsrList => "by lists of MSRs",
+            Self::NotRestorable => "the processor's counts or status could not be restored",
             Self::OtherThread => "the processor would count the core's other thread",
             Self::GuestOnly => "by GuestOnly in the selectors",
             Self::LocalApic => "through the virtual local APIC",
@@ -163,7 +168,7 @@ pub struct PmuReport {
 }
 
 impl Item {
-    const SINGLE: [Self; 21] = [
+    const SINGLE: [Self; 22] = [
         Self::Selectors,
         Self::FixedControl,
         Self::FullWidthWrites,
@@ -173,6 +178,7 @@ impl Item {
         Self::StatusSet,
         Self::InUse,
         Self::Switch,
+        Self::Turns,
         Self::Interrupt,
         Self::Freeze,
         Self::AnyThread,
@@ -210,6 +216,7 @@ impl Item {
             Self::StatusSet => "global status set",
             Self::InUse => "global in-use",
             Self::Switch => "switch with the world",
+            Self::Turns => "turns of guests",
             Self::Interrupt => "interrupt",
             Self::Freeze => "freeze on interrupt",
             Self::AnyThread => "any thread",
@@ -282,6 +289,10 @@ impl Judge<'_> {
             Item::Switch if view.switches_by_list() => self.mediated(Why::MsrList),
             Item::Switch if view.switch() == GlobalSwitch::Hardware => self.mediated_or(Provision::Native),
             Item::Switch => self.mediated(Why::GuestOnly),
+            Item::Turns if view.means() == Means::Emulated || host.restores_all() => {
+                self.mediated_or(Provision::Native)
+            }
+            Item::Turns => Provision::Absent(Why::NotRestorable),
             Item::Interrupt => self.mediated(Why::LocalApic),
             Item::Freeze if view.freezes() && view.debugctl_bits() != 0 => self.mediated(Why::DebugControl),
             Item::Freeze if !view.freezes() => Provision::Absent(Why::Others),
@@ -384,112 +395,4 @@ impl fmt::Display for PmuReport {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::exit::Msr;
-    use crate::pmu::view::tests::any_view;
-    use crate::pmu::{PmuCapability, PmuShare};
-    use proptest::prelude::*;
-    use std::string::ToString;
-
-    proptest! {
-        /// Requirement 1.4.5: what is native exits nowhere, what is absent answers nowhere, and all else is in between.
-        /// Also T-A21.
-        #[test]
-        fn the_report_says_what_the_guest_finds(view in any_view()) {
-            let report = PmuReport::new(Ok(view));
-            let intel = view.guest().maker == Maker::Intel;
-            for n in 0..MAX_COUNTERS {
-                let found = view.rdpmc(n.into(), 0, 0).is_ok();
-                prop_assert_eq!(matches!(report.of(Item::Counter(n)), Provision::Absent(_)), !found);
-                let found = view.rdpmc(0x4000_0000 | u32::from(n), 0, 0).is_ok();
-                prop_assert_eq!(matches!(report.of(Item::Fixed(n)), Provision::Absent(_)), !found);
-                let counted = intel && view.cpuid_leaf_0a()[1] >> n & 1 == 0;
-                prop_assert_eq!(matches!(report.of(Item::Event(n)), Provision::Absent(_)), !counted);
-            }
-            let registers: &[(Item, u32, u32)] = &[
-                (Item::Selectors, 0x186, 0xC001_0000),
-                (Item::FixedControl, 0x38D, 0),
-                (Item::FullWidthWrites, 0x4C1, 0xC001_0201),
-                (Item::GlobalControl, 0x38F, 0xC000_0301),
-                (Item::GlobalStatus, 0x38E, 0xC000_0300),
-                (Item::StatusSet, 0x391, 0xC000_0303),
-                (Item::InUse, 0x392, 0),
-                (Item::Counter(0), 0xC1, 0xC001_0004),
-            ];
-            for (item, number, amd) in registers {
-                let number = if intel { *number } else { *amd };
-                let register = PmuRegister::of(Msr(number), view.guest().maker).filter(|one| view.exists(*one));
-                let passed = register.map(|register| view.passes(register, false)).unwrap_or_default();
-                let writable = register.is_some_and(|register| view.validate_write(register, 0).is_ok());
-                let expected = match (register, view.means()) {
-                    (None, _) => "absent",
-                    (_, Means::Emulated) => "emulated",
-                    _ if passed.read && passed.write == writable => "native",
-                    _ => "mediated",
-                };
-                let printed = report.of(*item).to_string();
-                prop_assert!(printed.starts_with(expected), "{:?} is {}, not {}", item, printed, expected);
-            }
-            prop_assert_eq!(report.of(Item::Rdpmc) == Provision::Native, view.passes_rdpmc());
-            prop_assert_eq!(report.of(Item::Lbr) == Provision::Native, view.shows_lbr());
-        }
-    }
-
-    /// A17, 1.4.5: with a list entries and exits are slower than with fields.
-    #[test]
-    fn the_report_tells_a_switch_by_fields_from_one_by_a_list() {
-        let mut host = crate::pmu::view::tests::HOST;
-        let report = |host: &PmuCapability, listed| {
-            let view = PmuView::decide(host, &PmuShare::all(host), Means::Passed, GlobalSwitch::Hardware);
-            PmuReport::new(view.map(|view| view.switched_by_list(listed)))
-        };
-        assert_eq!(report(&host, false).of(Item::Switch), Provision::Native);
-        assert_eq!(report(&host, true).of(Item::Switch), Provision::Mediated(Why::MsrList));
-        assert_eq!(report(&host, false).of(Item::Rdpmc), Provision::Native);
-        host.capabilities |= PERF_METRICS;
-        assert_eq!(report(&host, false).of(Item::Rdpmc), Provision::Mediated(Why::Metrics));
-    }
-
-    #[test]
-    fn a_guest_without_a_pmu_is_told_why() {
-        let report = PmuReport::new(Err(NoPmu::NothingStopsIt));
-        assert_eq!(report.of(Item::Rdpmc), Provision::Absent(Why::NoPmu(NoPmu::NothingStopsIt)));
-        assert_eq!(report.to_string(), "no PMU: nothing would stop its counters outside the guest");
-    }
-
-    #[test]
-    fn the_table_has_a_line_for_each_group_with_its_reason() {
-        let host = PmuCapability {
-            maker: Maker::Intel,
-            version: 5,
-            counters: 8,
-            width: 48,
-            fixed: 0xF,
-            fixed_width: 48,
-            missing_events: 1 << 7,
-            capabilities: 1 << 13,
-            any_thread_deprecated: true,
-            core_extensions: false,
-            lbr_depth: 0,
-            has_more: false,
-        };
-        let share = PmuShare { counters: 6, fixed: 0b0111, lbr: false };
-        let view = PmuView::decide(&host, &share, Means::Passed, GlobalSwitch::Hardware);
-        let printed = PmuReport::new(view).to_string();
-        let expected = "\
-counter             0-5  native
-counter             6-7  absent: not shared
-fixed counter       0-2  native
-fixed counter       3    absent: not shared
-fixed counter       4-7  absent: the processor has none
-architectural event 0-6  native
-architectural event 7    absent: the processor has none
-selectors                native
-fixed counters' control  mediated: the processor has counters that are not the guest's
-full-width writes        native
-RDPMC                    mediated: the processor has counters that are not the guest's
-";
-        assert_eq!(printed.get(..expected.len()), Some(expected), "{printed}");
-    }
-}
+mod tests;

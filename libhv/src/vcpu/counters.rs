@@ -2,6 +2,7 @@
 //! local APIC, and what the guest's instructions count when the hypervisor executes them.
 
 use super::{Appliance, Backend, Vcpu, World};
+use crate::error::Result;
 use crate::exit::{Event, Msr, Resolution};
 use crate::hw::Host;
 use crate::pmu::emulated::EmulatedPmu;
@@ -35,7 +36,7 @@ macro_rules! registers {
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest's registers go into the processor, unless they are there.
     #[inline]
-    pub(super) fn enter_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+    pub(super) fn enter_pmu<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<()> {
         if (Pmu::<P>::PRESENT || P::PARAVIRTUAL)
             && let Some(apic) = world.chipset.local_apic(self.index)
         {
@@ -44,12 +45,13 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => emulated.start(&mut self.backend),
-                None => self.pmu.acquire(&mut self.backend, world.host),
+                None => self.pmu.acquire(&mut self.backend, world.host)?,
             }
             self.hear_pmu(world);
             self.mirror_pmu(world);
         }
         self.enter_lent(world);
+        Ok(())
     }
 
     /// The guest has ended: nothing of it stays in the processor.
@@ -82,7 +84,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     ///
     /// # Errors
     /// The first value that the guest could not have written itself; nothing has changed then.
-    pub fn restore_pmu<H: Host>(&mut self, state: &State, world: &mut World<'_, H>) -> Result<(), StateError> {
+    pub fn restore_pmu<H: Host>(
+        &mut self,
+        state: &State,
+        world: &mut World<'_, H>,
+    ) -> core::result::Result<(), StateError> {
         if let Some(emulated) = &mut self.emulated {
             return emulated.restore(state, self.pmu.policy());
         }
@@ -231,7 +237,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 if shared {
                     self.pmu.came();
                 }
-                self.pmu.take_interrupt(world.host)
+                let came = self.pmu.take_interrupt(world.host);
+                if came {
+                    registers!(self, |hardware| self.pmu.settle(hardware));
+                }
+                came
             }
         };
         if heard {

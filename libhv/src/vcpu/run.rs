@@ -50,9 +50,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Runs the guest until it ends.
     ///
     /// # Errors
-    /// [`Error::VmEntry`] when the processor refuses to enter.
+    /// [`Error::VmEntry`] when the processor refuses to enter; [`Error::Unsupported`] where its PMU cannot be the guest's
+    /// beside another's, or the host cannot count beside it.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
-        self.enter_pmu(world);
+        self.enter_pmu(world)?;
         if P::HOST_COUNTS {
             self.start_host(world)?;
         }

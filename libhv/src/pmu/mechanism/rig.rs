@@ -237,7 +237,7 @@ impl Rig {
 
     /// Has a guest run next.
     pub(crate) fn enter<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>) {
-        guest.mechanism.acquire(&mut self.registers, &mut self.host);
+        guest.mechanism.acquire(&mut self.registers, &mut self.host).expect("a PMU that can be restored");
         guest.mechanism.mirror(true, &mut self.host);
         self.hear(guest);
     }
@@ -252,6 +252,7 @@ impl Rig {
         self.host.serve_interrupts(None);
         if guest.mechanism.take_interrupt(&mut self.host) {
             guest.interrupts += 1;
+            guest.mechanism.settle(&mut self.registers);
             guest.mechanism.mirror(false, &mut self.host);
             guest.mechanism.mirror(true, &mut self.host);
         }

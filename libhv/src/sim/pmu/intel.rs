@@ -94,7 +94,7 @@ impl Config {
     pub fn leaf_1c(&self) -> [u32; 4] {
         match self.lbr_depth {
             0 => [0; 4],
-            depth => [(1 << (depth / 8)) - 1 | 1 << 31, 0b11, 0b100, 0],
+            depth => [((1 << (depth / 8)) - 1) | (1 << 31), 0b11, 0b100, 0],
         }
     }
 

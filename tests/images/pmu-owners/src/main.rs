@@ -113,7 +113,7 @@ impl Test {
         for turn in 0..TURNS {
             let owner = &mut owners[turn as usize & 1];
             let mut tally = Tally::new(&mut self.vmx);
-            owner.pmu.acquire(&mut tally, self.machine.processor());
+            owner.pmu.acquire(&mut tally, self.machine.processor()).expect("a PMU that can be restored");
             (reads, writes) = (reads + tally.reads.get(), writes + tally.writes);
             self.count(owner)?;
         }
@@ -136,7 +136,7 @@ impl Test {
     /// Does what the run loop does where another was in the registers; returns the ticks that it took.
     fn acquire(&mut self, owner: &mut Owner) -> u64 {
         let before = self.machine.processor().now();
-        owner.pmu.acquire(&mut self.vmx, self.machine.processor());
+        owner.pmu.acquire(&mut self.vmx, self.machine.processor()).expect("a PMU that can be restored");
         owner.pmu.mirror(true, self.machine.processor());
         self.machine.processor().now().since(before)
     }

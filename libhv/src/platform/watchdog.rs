@@ -22,7 +22,7 @@ const LONGEST: u64 = 0x1_0000;
 /// The period of the first tick, by which it is tried: a millisecond.
 const TRIAL: u16 = 1193;
 /// How long the first tick may take, in milliseconds: a virtual machine may have waited for its processor.
-const TRIAL_MILLISECONDS: u64 = 500;
+const TRIAL_MILLISECONDS: u64 = 250;
 /// The ISA interrupt of the interval timer.
 const IRQ: u8 = 0;
 /// RFLAGS.IF

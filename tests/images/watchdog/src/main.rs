@@ -8,7 +8,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use libhv::hw::{Host, bare};
-use libhv::platform::interrupts;
+use libhv::platform::{interrupts, nmi};
 use libhv::pmu::host::HostCounters;
 use libhv::pmu::{Passthrough, PmuPolicy};
 use libhv::prelude::*;
@@ -95,7 +95,8 @@ impl Appliance for Busy {
     }
 }
 
-/// Compares the NMIs that came with the time that passed since the first exit.
+/// Compares the NMIs that came with the time that passed since the first exit, and looks whether any comes after the guest
+/// has ended, in the time of three ticks.
 fn count(hz: u64, outcome: Result<StopReason>) -> Result<StopReason> {
     let passed = bare::read_tsc().0.wrapping_sub(FIRST_EXIT.load(Relaxed));
     let (left, taken) = (EXITS_FOR_NMI.load(Relaxed), interrupts::counts().nmi);
@@ -105,6 +106,10 @@ fn count(hz: u64, outcome: Result<StopReason>) -> Result<StopReason> {
     let expected = (u128::from(passed) * u128::from(HZ) / u128::from(TICK) / u128::from(hz)) as u64;
     let verdict = if (expected / 2..=expected + expected / 8 + 4).contains(&ticks) { "as many" } else { "not as many" };
     libhv::log!("{left} exits for NMIs, {taken} NMIs in the host: {verdict} as ticks, of which there were {expected}");
+    let ended = bare::read_tsc();
+    while bare::read_tsc().since(ended) < hz / 6 {}
+    let later = interrupts::counts().nmi - taken;
+    libhv::log!("{later} NMIs after the end, and {:?} has them", nmi::user());
     outcome
 }
 

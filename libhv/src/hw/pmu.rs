@@ -61,6 +61,15 @@ pub trait PmuHardware {
     /// they cannot.
     fn switch_branch_control(&mut self, _on: bool) {}
 
+    /// Returns whether NMIs can reach the guest without leaving it: by its own IDT, and blocked until its own IRET.
+    fn passes_nmis(&self) -> bool {
+        false
+    }
+
+    /// Has NMIs reach the guest without leaving it from now on, or no longer. While an NMI window is watched for they leave
+    /// it all the same. Nothing to do where they cannot.
+    fn pass_nmis(&mut self, _pass: bool) {}
+
     /// Lets the guest execute RDPMC without leaving, or no longer.
     fn pass_rdpmc(&mut self, pass: bool);
 
@@ -76,6 +85,9 @@ pub enum PmiRoute {
     Masked,
     /// To a vector that nothing else has, by which a late interrupt is still known as the guest's (A22).
     Guest,
+    /// To the guest as an NMI, which it gets without leaving while [`PmuHardware::pass_nmis`] has it so. The entry has a
+    /// mark by which one that meets the host is still known as the guest's (A22, A23).
+    GuestNmi,
     /// To the host as an NMI.
     Host,
 }
@@ -86,8 +98,19 @@ pub trait PmiHost {
     /// call alone.
     fn route_pmi(&mut self, route: PmiRoute);
 
-    /// Returns whether the interrupt has come on the guest's route since the last call.
+    /// Returns whether the interrupt has come to the host on one of the guest's routes since the last call: by its vector,
+    /// or as an NMI that met the host. The host leaves no such NMI unheard: the next entry, if none of this is asked
+    /// before, ends with an external interrupt.
     fn take_guest_pmi(&mut self) -> bool;
+
+    /// Returns whether the interrupt has been delivered by [`PmiRoute::GuestNmi`] since it was routed there, and has not
+    /// met the host: the processor has masked its entry.
+    fn guest_nmi_delivered(&self) -> bool {
+        false
+    }
+
+    /// Has an NMI meet the host now that waits because the guest left in the middle of an NMI's handler.
+    fn open_nmis(&mut self) {}
 
     /// Returns the account of who owns this processor's PMU.
     fn pmu_slot(&mut self) -> &mut PmuSlot;

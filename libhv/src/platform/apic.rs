@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "reads and writes the registers of interrupt controllers")]
 
 use super::acpi::{Madt, Override};
-use super::interrupts::{GUEST_PMI, PIC, SPURIOUS, TIMER};
+use super::interrupts::{GUEST_NMI, GUEST_PMI, PIC, SPURIOUS, TIMER};
 use super::memory;
 use super::ranges::Range;
 use crate::error::{Error, Requirement, Result};
@@ -25,7 +25,7 @@ const MASKED: u32 = 1 << 16;
 const NMI: u32 = 0b100 << 8;
 
 /// A register of the local APIC by its offset from the base address (SDM Vol. 3A 12.4.1); in x2APIC mode its MSR is
-/// 800H plus a sixteenth of it. The interrupt command register is not among them.
+/// 800H plus a sixteenth of it.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 enum Register {
@@ -33,6 +33,7 @@ enum Register {
     TaskPriority = 0x80,
     EndOfInterrupt = 0xB0,
     Spurious = 0xF0,
+    InterruptCommand = 0x300,
     LvtTimer = 0x320,
     LvtCounters = 0x340,
     LvtLint0 = 0x350,
@@ -41,6 +42,7 @@ enum Register {
     InitialCount = 0x380,
     CurrentCount = 0x390,
     Divide = 0x3E0,
+    SelfIpi = 0x3F0,
 }
 
 /// Where the local APIC's registers are mapped; 0 stands for x2APIC mode, 1 for none yet.
@@ -148,7 +150,30 @@ const fn counters_entry(route: PmiRoute) -> u32 {
     match route {
         PmiRoute::Masked => MASKED,
         PmiRoute::Guest => GUEST_PMI as u32,
+        // The vector of an NMI means nothing to the processor: here it is the mark.
+        PmiRoute::GuestNmi => NMI | GUEST_NMI as u32,
         PmiRoute::Host => NMI,
+    }
+}
+
+/// Returns whether the entry is one that has been routed to the guest as an NMI, and has masked itself in delivering it.
+const fn has_delivered_guest_nmi(entry: u32) -> bool {
+    const WRITABLE: u32 = 0x1_07FF;
+    entry & WRITABLE == counters_entry(PmiRoute::GuestNmi) | MASKED
+}
+
+/// Returns whether this processor's entry has delivered an NMI to its guest, which may be here.
+#[inline]
+pub(crate) fn guest_nmi_delivered() -> bool {
+    has_delivered_guest_nmi(read(Register::LvtCounters))
+}
+
+/// Sends an interrupt to this processor.
+pub(crate) fn interrupt_self(vector: u8) {
+    const SELF: u32 = 0b01 << 18;
+    match BASE.load(Ordering::Relaxed) {
+        0 => write(Register::SelfIpi, vector.into()),
+        _ => write(Register::InterruptCommand, SELF | u32::from(vector)),
     }
 }
 
@@ -226,6 +251,16 @@ pub(crate) fn route(madt: &Madt, irq: u8, vector: u8) -> bool {
 mod tests {
     use super::*;
 
+    /// A22, A23: delivery status aside, the entry itself tells whose an NMI was.
+    #[test]
+    fn an_nmi_of_the_guests_is_known_by_the_mark_that_its_entry_has() {
+        let delivered = counters_entry(PmiRoute::GuestNmi) | MASKED;
+        assert!(has_delivered_guest_nmi(delivered) && has_delivered_guest_nmi(delivered | 1 << 12));
+        let routes = [PmiRoute::Masked, PmiRoute::Guest, PmiRoute::Host];
+        assert!(routes.iter().all(|route| !has_delivered_guest_nmi(counters_entry(*route) | MASKED)));
+        assert!(!has_delivered_guest_nmi(counters_entry(PmiRoute::GuestNmi)), "it has not come");
+    }
+
     /// Requirement A22.
     #[test]
     fn the_counters_interrupt_is_masked_or_a_vector_of_the_guests_or_an_nmi() {
@@ -233,5 +268,6 @@ mod tests {
         let guest = counters_entry(PmiRoute::Guest);
         assert_eq!((guest >> 8, guest as u8), (0, GUEST_PMI), "fixed, unmasked");
         assert_eq!(counters_entry(PmiRoute::Host) & 0x1_0700, 0x400);
+        assert_eq!(counters_entry(PmiRoute::GuestNmi) & 0x1_0700, 0x400);
     }
 }

@@ -30,12 +30,14 @@ pub struct Processor {
     armed_at: u64,
     /// The guest's counters' interrupts that have been taken note of.
     pmis: u64,
+    /// The counters have been routed to the guest as NMIs.
+    guest_nmis: bool,
     slot: PmuSlot,
 }
 
 impl Processor {
     pub(crate) fn new(frequency: Frequency, timer: Timer) -> Self {
-        Self { frequency, timer, armed: None, armed_at: 0, pmis: 0, slot: PmuSlot::default() }
+        Self { frequency, timer, armed: None, armed_at: 0, pmis: 0, guest_nmis: false, slot: PmuSlot::default() }
     }
 }
 
@@ -88,6 +90,7 @@ impl Host for Processor {
 impl PmiHost for Processor {
     #[inline]
     fn route_pmi(&mut self, route: PmiRoute) {
+        self.guest_nmis = route == PmiRoute::GuestNmi;
         interrupts::route_counters(route);
     }
 
@@ -95,6 +98,35 @@ impl PmiHost for Processor {
     fn take_guest_pmi(&mut self) -> bool {
         let pmis = interrupts::guest_pmis();
         core::mem::replace(&mut self.pmis, pmis) != pmis
+    }
+
+    #[inline]
+    fn guest_nmi_delivered(&self) -> bool {
+        self.guest_nmis && apic::guest_nmi_delivered()
+    }
+
+    fn open_nmis(&mut self) {
+        if self.guest_nmis {
+            // SAFETY: IRET returns to the next instruction, with the stack, the flags and the segments as they are: it does
+            // nothing but unblock NMIs, which have a handler that leaves all registers as they were.
+            unsafe {
+                core::arch::asm!(
+                    "mov {stack}, rsp",
+                    "mov {segment:e}, ss",
+                    "push {segment}",
+                    "push {stack}",
+                    "pushfq",
+                    "mov {segment:e}, cs",
+                    "push {segment}",
+                    "lea {segment}, [rip + 2f]",
+                    "push {segment}",
+                    "iretq",
+                    "2:",
+                    stack = out(reg) _,
+                    segment = out(reg) _,
+                );
+            }
+        }
     }
 
     fn pmu_slot(&mut self) -> &mut PmuSlot {

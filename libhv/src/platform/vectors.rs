@@ -94,8 +94,10 @@ extern "C" fn entered(frame: &Entered) {
     match frame.vector as u8 {
         2 => {
             interrupts::serve(2);
-            host_pmi::nmi(frame.rip);
-            watchdog::nmi(frame.rip, frame.rflags);
+            if !interrupts::take_guest_nmi() {
+                host_pmi::nmi(frame.rip);
+                watchdog::nmi(frame.rip, frame.rflags);
+            }
         }
         vector @ 0..=31 => {
             let cr2 = x86_64::registers::control::Cr2::read_raw();

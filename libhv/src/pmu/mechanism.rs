@@ -7,6 +7,7 @@ use super::bank::{Bank, counter_register, selector_register};
 use super::branches::Branches;
 use super::capability::PmuCapability;
 use super::credit::CreditMasks;
+use super::direct::InterruptPath;
 use super::policy::{Means, PmuPolicy};
 use super::registers::{
     BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_BRANCHES, MAX_COUNTERS, Maker, PmuRegister,
@@ -33,7 +34,7 @@ pub const fn frozen_by_interrupt(debugctl: u64) -> u64 {
 /// What has happened to a guest's PMU, for reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PmuCounts {
-    /// Interrupts given to the guest's local APIC.
+    /// Interrupts that the guest has got; of those without an exit, as of when its local APIC was last told of them.
     pub interrupts: u64,
     /// Events credited for instructions that the hypervisor executed.
     pub credited: u64,
@@ -64,11 +65,16 @@ pub struct Pmu<P> {
     /// The guest writes selectors without leaving: they are read where they are needed.
     selectors_passed: bool,
     masks: CreditMasks,
-    /// The processor's LVTPC lets interrupts through.
-    routed: bool,
+    /// Where the processor's LVTPC sends interrupts.
+    route: PmiRoute,
+    /// It has sent one there as an NMI, and lets no other through.
+    spent: bool,
     /// An interrupt came when another was in the processor.
     late: bool,
     owed: credit::Owed,
+    /// An interrupt has reached the guest without an exit, and its local APIC has not been told.
+    unseen: bool,
+    path: InterruptPath,
     counts: PmuCounts,
 }
 
@@ -93,6 +99,7 @@ impl<P: PmuPolicy> Pmu<P> {
             None => Err(NoPmu::Processor),
             Some(host) => decide(host),
         };
+        let path = Self::decide_path(host.as_ref(), hardware);
         let mut this = Self {
             policy,
             owner: Owner::new(),
@@ -103,9 +110,12 @@ impl<P: PmuPolicy> Pmu<P> {
             fixed_control: 0,
             selectors_passed: false,
             masks: CreditMasks::default(),
-            routed: false,
+            route: PmiRoute::Masked,
+            spent: false,
             late: false,
             owed: credit::Owed::default(),
+            unseen: false,
+            path,
             counts: PmuCounts::default(),
         };
         this.reset();
@@ -119,7 +129,7 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Reports what the guest gets and what it does not, and why.
     pub fn report(&self) -> PmuReport {
-        PmuReport::new(self.view)
+        PmuReport::new(self.view).interrupting_by(self.path)
     }
 
     /// Returns what has happened.
@@ -198,25 +208,24 @@ impl<P: PmuPolicy> Pmu<P> {
         if displaces && !pmu.restores_all() || !self.bank.can_be_put(&pmu) {
             return Err(Error::Unsupported(Requirement::RestorablePmu));
         }
-        host.route_pmi(PmiRoute::Masked);
+        // What the one who leaves has not heard of yet is kept for it (T-A13).
+        let delivered = close(hardware, host);
         let present = self.read_out(&pmu, hardware);
         let (mine, theirs) = (self.depth(), host.pmu_slot().depth());
         let branches = Branches::take(theirs, hardware);
-        // What the one who leaves has not heard of yet is kept for it (T-A13).
-        host.serve_interrupts(None);
-        let late = host.take_guest_pmi();
+        let pending = what_came(delivered, host);
         let slot = host.pmu_slot();
         if let Some(other) = slot.owner() {
-            slot.park(other, present, late, branches);
+            slot.park(other, present, pending, branches);
         }
         let mut records = Branches::default();
-        if let Some((bank, late, kept)) = slot.unpark(self.owner) {
+        if let Some((bank, pending, kept)) = slot.unpark(self.owner) {
             // Those that the guest has written without leaving are news, and no others.
             if bank.selectors != self.bank.selectors || bank.fixed_control != self.bank.fixed_control {
                 self.masks = CreditMasks::of(&pmu, &bank.selectors, FixedControl(bank.fixed_control));
             }
             self.bank = bank;
-            self.late |= late;
+            self.owe(pending);
             records = kept;
         }
         slot.set_owner(Some(self.owner), mine);
@@ -226,7 +235,7 @@ impl<P: PmuPolicy> Pmu<P> {
         self.counts.loads += 1;
         self.counts.writes += u64::from(self.bank.put(&pmu, &present, hardware));
         self.start(&pmu, hardware);
-        self.routed = false;
+        (self.route, self.spent) = (PmiRoute::Masked, false);
         Ok(())
     }
 
@@ -252,15 +261,14 @@ impl<P: PmuPolicy> Pmu<P> {
     /// Takes the guest's registers out of the processor and leaves none of its values there (A20).
     pub fn release<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
         let Some(pmu) = self.host.filter(|_| host.pmu_slot().owner() == Some(self.owner)) else { return };
-        host.route_pmi(PmiRoute::Masked);
-        self.routed = false;
+        let delivered = close(hardware, host);
+        (self.route, self.spent) = (PmiRoute::Masked, false);
         let global_control = match hardware.global_switch() {
             GlobalSwitch::Hardware => hardware.guest_global_control(),
             _ => 0,
         };
         let present = self.read_out(&pmu, hardware);
-        host.serve_interrupts(None);
-        self.late |= host.take_guest_pmi();
+        self.owe(what_came(delivered, host));
         self.bank = Bank { global_control: present.global_control | global_control, ..present };
         self.masks = CreditMasks::of(&pmu, &present.selectors, FixedControl(present.fixed_control));
         Bank::default().put(&pmu, &present, hardware);
@@ -268,32 +276,6 @@ impl<P: PmuPolicy> Pmu<P> {
             Branches::default().put(self.depth(), hardware);
         }
         host.pmu_slot().set_owner(None, 0);
-    }
-
-    /// Has the processor's LVTPC let interrupts through as the guest's does (A24).
-    #[inline]
-    pub fn mirror<H: Host>(&mut self, unmasked: bool, host: &mut H) {
-        if Self::PRESENT && self.routed != unmasked && self.view.is_ok() {
-            self.routed = unmasked;
-            host.route_pmi(if unmasked { PmiRoute::Guest } else { PmiRoute::Masked });
-        }
-    }
-
-    /// The guest's interrupt has come by a route that it shares with the host.
-    pub fn came(&mut self) {
-        self.late = true;
-    }
-
-    /// Returns whether the guest's interrupt has come since the last call: its local APIC is to deliver one (A25).
-    #[inline]
-    pub fn take_interrupt<H: Host>(&mut self, host: &mut H) -> bool {
-        if !Self::PRESENT || !(core::mem::take(&mut self.late) | host.take_guest_pmi()) {
-            return false;
-        }
-        // The processor has masked its entry in delivering it; AMD's do not.
-        self.routed &= self.host.is_some_and(|host| host.maker == Maker::Amd);
-        self.counts.interrupts += 1;
-        true
     }
 
     /// Returns what the processor has.
@@ -421,7 +403,11 @@ impl<P: PmuPolicy> Pmu<P> {
 }
 
 mod credit;
+mod interrupt;
 mod snapshot;
+
+pub use interrupt::Came;
+use interrupt::{close, what_came};
 
 #[cfg(test)]
 mod hostile;

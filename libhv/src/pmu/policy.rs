@@ -2,6 +2,7 @@
 //! registers, and stays sound whatever a policy answers.
 
 use super::capability::PmuCapability;
+use super::direct::Direct;
 use super::host::{Beside, HostCounting, HostEvents};
 use super::registers::{EventSelector, FixedControl};
 
@@ -14,6 +15,17 @@ pub enum Means {
     Passed,
     /// Each access leaves the guest, and the hypervisor counts with the processor's counters on its behalf.
     Emulated,
+}
+
+/// How the interrupt of a guest's counters reaches it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interrupts {
+    /// By an exit: the guest's virtual local APIC delivers it when the guest goes on.
+    Exiting,
+    /// Where the guest has it delivered as an NMI, without an exit; in other delivery modes as above. Every other NMI that
+    /// comes while the guest runs is the guest's then too, which is why it has to be asked for. On a processor that cannot
+    /// do it, it is as above, and the report says why.
+    Direct,
 }
 
 /// What of the processor's PMU a guest is given. What is not there, or cannot be given, it does not get: see
@@ -65,6 +77,8 @@ pub trait PmuPolicy {
     const HOST_COUNTS: bool = false;
     /// Whether these count the guest as well, which only a guest without a PMU allows: both do not build.
     const HOST_COUNTS_GUEST: bool = false;
+    /// How the counters' interrupt reaches the guest: see [`direct_interrupts`](Self::direct_interrupts).
+    const INTERRUPTS: Interrupts = Interrupts::Exiting;
 
     /// Decides what the guest gets of what the processor has.
     fn share(&self, host: &PmuCapability) -> PmuShare {
@@ -95,6 +109,15 @@ pub trait PmuPolicy {
         Self: Sized,
     {
         Beside::new(self, host)
+    }
+
+    /// Has the counters' interrupt reach the guest without an exit, where the guest has it delivered as an NMI: see
+    /// [`Interrupts::Direct`].
+    fn direct_interrupts(self) -> Direct<Self>
+    where
+        Self: Sized,
+    {
+        Direct::new(self)
     }
 }
 

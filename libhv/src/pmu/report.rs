@@ -1,6 +1,7 @@
 //! What a guest gets of the PMU and what it does not, with the reason: read out of the [`PmuView`] that CPUID and every
 //! access follow, so that it says nothing else than they do (requirement 1.4.5).
 
+use super::direct::InterruptPath;
 use super::capability::{ARCHITECTURAL_EVENTS, PERF_METRICS};
 use super::policy::Means;
 use super::registers::{MAX_COUNTERS, Maker, PmuRegister};
@@ -104,6 +105,10 @@ pub enum Why {
     OwnRegisters,
     /// It counts what others do.
     Others,
+    /// It reaches the guest through its virtual local APIC, as the processor does not mask its entry on delivery.
+    NotMaskedOnDelivery,
+    /// It reaches the guest through its virtual local APIC, as every NMI leaves the guest.
+    NmisExit,
     /// Counters that the hypervisor counts for the guest have none.
     Means,
     /// It is not virtualized.
@@ -131,6 +136,10 @@ impl fmt::Display for Why {
             Self::Memory => "stores to memory by addresses of the guest",
             Self::OwnRegisters => "its MSRs are not the guest's; it counts nothing",
             Self::Others => "counts what others do",
+            Self::NotMaskedOnDelivery => {
+                "through the virtual local APIC, not direct: the processor does not mask its entry on delivery"
+            }
+            Self::NmisExit => "through the virtual local APIC, not direct: every NMI leaves the guest",
             Self::Means => "not with emulated counters",
             Self::NotVirtualized => "not virtualized",
         })
@@ -142,6 +151,9 @@ impl fmt::Display for Why {
 pub enum Provision {
     /// As without a hypervisor: no exit.
     Native,
+    /// The interrupt: as an NMI, without an exit. So is every other NMI that comes while the guest runs; in other delivery
+    /// modes it reaches the guest through its virtual local APIC.
+    Direct,
     /// The processor's, with an exit or the hypervisor's help, and why.
     Mediated(Why),
     /// The hypervisor's imitation.
@@ -154,6 +166,7 @@ impl fmt::Display for Provision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native => f.write_str("native"),
+            Self::Direct => f.write_str("direct: as an NMI, and so is every other NMI while the guest runs"),
             Self::Mediated(why) => write!(f, "mediated: {why}"),
             Self::Emulated => f.write_str("emulated"),
             Self::Absent(why) => write!(f, "absent: {why}"),
@@ -165,6 +178,7 @@ impl fmt::Display for Provision {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PmuReport {
     view: Result<PmuView, NoPmu>,
+    path: InterruptPath,
 }
 
 impl Item {
@@ -243,13 +257,20 @@ impl Item {
 impl PmuReport {
     /// Reports on what was decided for a guest.
     pub fn new(view: Result<PmuView, NoPmu>) -> Self {
-        Self { view }
+        Self { view, path: InterruptPath::LocalApic }
+    }
+
+    /// The same for a guest whose counters interrupt it by this path.
+    #[must_use]
+    pub fn interrupting_by(self, path: InterruptPath) -> Self {
+        Self { path, ..self }
     }
 
     /// Returns how the guest has an item.
     pub fn of(&self, item: Item) -> Provision {
         match &self.view {
-            Ok(view) => Judge { view }.of(item),
+            Ok(_) if item == Item::Interrupt && self.path == InterruptPath::Direct => Provision::Direct,
+            Ok(view) => Judge { view, path: self.path }.of(item),
             Err(why) => Provision::Absent(Why::NoPmu(*why)),
         }
     }
@@ -258,6 +279,7 @@ impl PmuReport {
 /// Reads a view.
 struct Judge<'a> {
     view: &'a PmuView,
+    path: InterruptPath,
 }
 
 impl Judge<'_> {
@@ -293,7 +315,10 @@ impl Judge<'_> {
                 self.mediated_or(Provision::Native)
             }
             Item::Turns => Provision::Absent(Why::NotRestorable),
-            Item::Interrupt => self.mediated(Why::LocalApic),
+            Item::Interrupt => match self.path {
+                InterruptPath::NotDirect(why) => self.mediated(why),
+                InterruptPath::LocalApic | InterruptPath::Direct => self.mediated(Why::LocalApic),
+            },
             Item::Freeze if view.freezes() && view.debugctl_bits() != 0 => self.mediated(Why::DebugControl),
             Item::Freeze if !view.freezes() => Provision::Absent(Why::Others),
             Item::Freeze => self.withheld(!intel, Why::NotVirtualized),

@@ -19,13 +19,21 @@ impl Owner {
     }
 }
 
+/// What has come of a guest's interrupts that its local APIC has not been told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pending {
+    /// One to the host.
+    pub late: bool,
+    /// One to the guest, without an exit.
+    pub unseen: bool,
+}
+
 /// The registers of one who had to leave.
 #[derive(Debug)]
 struct Parked {
     owner: Owner,
     bank: Bank,
-    /// An interrupt came that it has not heard of.
-    late: bool,
+    pending: Pending,
     branches: Branches,
 }
 
@@ -52,19 +60,19 @@ impl PmuSlot {
     pub fn set_owner(&mut self, owner: Option<Owner>, depth: u8) {
         (self.owner, self.depth) = (owner, depth);
     }
-    /// Keeps the registers of one who has left, and whether an interrupt came that it has not heard of.
-    pub fn park(&mut self, owner: Owner, bank: Bank, late: bool, branches: Branches) {
+    /// Keeps the registers of one who has left, and what has come of its interrupts.
+    pub fn park(&mut self, owner: Owner, bank: Bank, pending: Pending, branches: Branches) {
         self.parked.retain(|parked| parked.owner != owner);
-        self.parked.push(Parked { owner, bank, late, branches });
+        self.parked.push(Parked { owner, bank, pending, branches });
     }
-    /// Returns what is kept for one who has left, and whether an interrupt waits for it.
+    /// Returns what is kept for one who has left, and whether an interrupt waits to be delivered to it.
     pub fn parked(&self, owner: Owner) -> Option<(&Bank, bool)> {
-        self.parked.iter().find(|parked| parked.owner == owner).map(|parked| (&parked.bank, parked.late))
+        self.parked.iter().find(|parked| parked.owner == owner).map(|parked| (&parked.bank, parked.pending.late))
     }
     /// Returns what was kept for one who comes back.
-    pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, bool, Branches)> {
+    pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, Pending, Branches)> {
         let place = self.parked.iter().position(|parked| parked.owner == owner)?;
-        let Parked { bank, late, branches, .. } = self.parked.swap_remove(place);
-        Some((bank, late, branches))
+        let Parked { bank, pending, branches, .. } = self.parked.swap_remove(place);
+        Some((bank, pending, branches))
     }
 }

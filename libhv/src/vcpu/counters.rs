@@ -4,7 +4,8 @@
 use super::{Appliance, Backend, Vcpu, World};
 use crate::error::Result;
 use crate::exit::{Event, Msr, Resolution};
-use crate::hw::Host;
+use crate::devices::lapic::LocalApic;
+use crate::hw::{Host, PmiRoute};
 use crate::pmu::emulated::EmulatedPmu;
 use crate::pmu::host::Parked;
 use crate::pmu::mechanism::{COUNTERS_FROZEN, frozen_by_interrupt};
@@ -60,6 +61,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         // While the host's counters are still there: what the guest leaves is cleared with all that are.
         self.end_host(world);
         self.leave_lent(world);
+        self.end_direct(world);
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => registers!(self, |hardware| emulated.end(hardware, world.host)),
@@ -167,7 +169,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             _ => self.pmu.retire(retired, &mut self.backend, freezes),
         };
         if interrupts {
-            self.interrupt_by_pmu(world);
+            self.interrupt_by_counters(world);
         }
     }
 
@@ -215,7 +217,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if counting != 0 {
             let freezes = freezes(&self.backend);
             if registers!(self, |hardware| self.pmu.credit(counting, hardware, |_| freezes)) {
-                self.interrupt_by_pmu(world);
+                self.interrupt_by_counters(world);
             }
         }
         Resolution::Retry
@@ -245,19 +247,28 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             }
         };
         if heard {
-            self.interrupt_by_pmu(world);
+            self.interrupt_by_counters(world);
         }
     }
 
-    /// The guest's local APIC delivers the interrupt of the counters (A25).
-    pub(super) fn interrupt_by_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if let Some(apic) = world.chipset.local_apic(self.index)
-            && apic.raise_performance_monitoring()
-        {
+    /// The counters interrupt, or would if the guest's local APIC let them.
+    pub(super) fn interrupt_by_counters<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if self.interrupt_by_pmu(world) {
+            self.pmu.count_interrupt();
+        }
+    }
+
+    /// The guest's local APIC delivers an interrupt by the entry of the counters (A25); returns whether it lets it
+    /// through.
+    pub(super) fn interrupt_by_pmu<H: Host>(&mut self, world: &mut World<'_, H>) -> bool {
+        self.sync_pmu(world);
+        let delivered = world.chipset.local_apic(self.index).is_some_and(LocalApic::raise_performance_monitoring);
+        if delivered {
             self.happened(Paravirt::count_pmi);
         }
         self.attention = true;
         self.mirror_pmu(world);
+        delivered
     }
 
     /// The guest may have written its LVTPC, and the processor's follows (A24).
@@ -270,15 +281,15 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if at_entry && !Pmu::<P>::EMULATED {
             return;
         }
-        let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
+        let route = self.guest_route(world);
         match &mut self.emulated {
             Some(emulated) if Pmu::<P>::EMULATED => {
-                let changed = registers!(self, |hardware| emulated.mirror(unmasked, hardware));
+                let changed = registers!(self, |hardware| emulated.mirror(route != PmiRoute::Masked, hardware));
                 if let Some(route) = changed.filter(|_| !at_entry) {
                     world.host.route_pmi(route);
                 }
             }
-            _ if !at_entry => self.pmu.mirror(unmasked, world.host),
+            _ if !at_entry => self.pmu.mirror(route, &mut self.backend, world.host),
             _ => {}
         }
     }

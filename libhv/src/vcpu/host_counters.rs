@@ -3,7 +3,7 @@
 
 use super::{Appliance, Backend, Vcpu, World};
 use crate::error::{Error, Requirement, Result};
-use crate::hw::{Host, PmiRoute};
+use crate::hw::Host;
 use crate::pmu::bank::Bank;
 use crate::pmu::host::{HostPmu, Plan, Post};
 use crate::pmu::policy::PmuShare;
@@ -74,11 +74,6 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             let Beside { counters, guest, .. } = &mut **beside;
             counters.on_entry(&mut self.backend, world.host, guest, route);
         }
-    }
-
-    fn guest_route<H: Host>(&self, world: &mut World<'_, H>) -> PmiRoute {
-        let unmasked = world.chipset.local_apic(self.index).is_some_and(|apic| apic.takes_performance_monitoring());
-        if unmasked { PmiRoute::Guest } else { PmiRoute::Masked }
     }
 
     /// The guest has left: the host's events go on.

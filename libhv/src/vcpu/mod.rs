@@ -4,6 +4,7 @@ mod backend;
 pub mod control;
 mod counters;
 pub mod cpuid;
+mod direct;
 pub mod events;
 mod host_counters;
 pub mod msr;

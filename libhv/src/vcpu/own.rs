@@ -68,6 +68,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         // The local APIC's are the most frequent by far, and found without the list.
         let answer = if LocalApic::owns(msr) {
+            self.before_apic_read(msr, world);
             match world.chipset.read_msr(self.index, msr, now) {
                 Some(Ok(deadline)) if msr.0 == index::TSC_DEADLINE => Some(self.guest_deadline(deadline)),
                 Some(Ok(value)) => Some(value),
@@ -116,6 +117,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     #[inline(always)]
     fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        self.before_apic_write(msr, world);
         let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value, now) } else { value };
         let written = world.chipset.write_msr(self.index, msr, value, now);
         if !matches!(written, Some(Ok(()))) {

@@ -6,7 +6,7 @@ use crate::devices::Chipset;
 use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
-use crate::pmu::PmuPolicy;
+use crate::pmu::{Pmu, PmuPolicy};
 use crate::pmu::paravirt::Paravirt;
 use crate::registers::{ControlRegister, Gpr};
 use crate::time::Tsc;
@@ -69,6 +69,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             Exit::InterruptWindow | Exit::NmiWindow | Exit::Nmi => {
                 if P::HOST_COUNTS && matches!(exit, Exit::Nmi) {
                     self.host_nmi(world);
+                }
+                if Pmu::<P>::DIRECT && matches!(exit, Exit::Nmi) {
+                    self.guest_nmi(world);
                 }
                 self.attention = true;
                 Resolution::Retry
@@ -161,6 +164,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     fn emulate<H: Host>(&mut self, fault: Option<&NestedPageFault>, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        if Pmu::<P>::DIRECT
+            && let Some(fault) = fault
+        {
+            self.before_memory(fault.gpa, world);
+        }
         let mut bus = DeviceBus { chipset: world.chipset, processor: self.index, now };
         let cause = Cause::new(self.backend.fetched(), fault);
         let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &cause);

@@ -224,6 +224,10 @@ impl Capabilities {
     pub fn switches_branch_control(&self) -> bool {
         self.raw.entry.has(EntryControls::LOAD_LBR_CTL.0) && self.raw.exit.has(ExitControls::CLEAR_LBR_CTL.0)
     }
+    /// Returns whether NMIs can reach the guest without leaving it.
+    pub fn passes_nmis(&self) -> bool {
+        self.raw.pin.must_be_one() & PinControls::NMI_EXITING.union(PinControls::VIRTUAL_NMIS).0 == 0
+    }
     /// Returns how many MSRs a list of them for entries and exits may have (SDM Vol. 3D App. A.6).
     pub fn msr_list_limit(&self) -> usize {
         512 * (1 + self.raw.misc.get_bits(25..28) as usize)

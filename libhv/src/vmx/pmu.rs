@@ -108,6 +108,16 @@ impl PmuHardware for Vmx {
         }
     }
 
+    fn passes_nmis(&self) -> bool {
+        self.capabilities.passes_nmis()
+    }
+
+    fn pass_nmis(&mut self, pass: bool) {
+        if self.passes_nmis() {
+            self.vmcs.pass_nmis(pass);
+        }
+    }
+
     fn pass_rdpmc(&mut self, pass: bool) {
         self.vmcs.intercept_rdpmc(!pass);
     }

@@ -24,6 +24,8 @@ pub(super) struct Vmcs {
     region: Frames,
     _vmxon: Frames,
     pin: PinControls,
+    /// NMIs reach the guest without leaving it, unless it is watched for an NMI window.
+    passes_nmis: bool,
     primary: PrimaryControls,
     /// The EPT pointer and the VPID, for invalidation; and which kinds of it the processor has.
     ept_pointer: u64,
@@ -99,6 +101,7 @@ impl Vmcs {
             region: vmcs,
             _vmxon: vmxon,
             pin: controls.pin,
+            passes_nmis: false,
             primary: controls.primary,
             ept_pointer: 0,
             tag: None,
@@ -202,6 +205,31 @@ impl Vmcs {
             Window::Nmi => PrimaryControls::NMI_WINDOW_EXITING,
         };
         self.set_primary(control, on);
+        if window == Window::Nmi {
+            self.route_nmis();
+        }
+    }
+
+    /// Has NMIs reach the guest without leaving it, or no longer. The processor can.
+    pub(super) fn pass_nmis(&mut self, pass: bool) {
+        self.passes_nmis = pass;
+        self.route_nmis();
+    }
+
+    /// NMI-window exiting needs virtual NMIs, and they need NMI exiting (SDM Vol. 3C 27.2.1.1). Blocking by NMI is the
+    /// same bit of the guest's interruptibility with them and without: of virtual NMIs with, of NMIs without.
+    fn route_nmis(&mut self) {
+        const LEAVE: PinControls = PinControls::NMI_EXITING.union(PinControls::VIRTUAL_NMIS);
+        let passes = self.passes_nmis && !self.primary.contains(PrimaryControls::NMI_WINDOW_EXITING);
+        self.set_pin(self.pin.with(LEAVE, !passes));
+    }
+
+    fn set_pin(&mut self, controls: PinControls) {
+        if controls != self.pin {
+            self.pin = controls;
+            // SAFETY: an NMI that does not leave the guest is its own to handle, and the timer makes it leave.
+            unsafe { instructions::vmwrite(field::PIN_CONTROLS.encoding(), controls.0.into()) }
+        }
     }
 
     /// Says whether RDPMC leaves the guest.

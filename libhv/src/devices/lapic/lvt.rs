@@ -120,6 +120,21 @@ impl LocalApic {
         unmasked
     }
 
+    /// Shows what the processor's own local APIC has done: delivered the interrupt of the performance-monitoring counters to
+    /// the guest, and masked its entry. Returns whether the entry was not masked before.
+    pub fn performance_monitoring_was_delivered(&mut self) -> bool {
+        let entry = &mut self.lvt[Entry::PerformanceMonitoring as usize];
+        let unmasked = *entry & MASKED == 0;
+        *entry |= MASKED;
+        unmasked
+    }
+
+    /// Returns whether an interrupt of the performance-monitoring counters would be delivered as an NMI.
+    #[inline]
+    pub const fn performance_monitoring_is_nmi(&self) -> bool {
+        self.lvt[Entry::PerformanceMonitoring as usize] & (MASKED | 7 << 8) == 4 << 8 && self.enabled()
+    }
+
     /// Returns whether an interrupt of the performance-monitoring counters would be delivered.
     #[inline]
     pub const fn takes_performance_monitoring(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::host::HostEvents;
-use crate::pmu::policy::{Means, Passthrough, PmuPolicy, PmuShare};
+use crate::pmu::policy::{Interrupts, Means, Passthrough, PmuPolicy, PmuShare};
 use crate::pmu::registers::{EventSelector, FixedControl};
 
 /// The guest's counters are emulated; what it gets, and which events, is what `P` says.
@@ -26,6 +26,11 @@ impl Emulated {
 }
 
 impl<P: PmuPolicy> Emulated<P> {
+    const POSSIBLE: () = assert!(
+        matches!(P::INTERRUPTS, Interrupts::Exiting),
+        "only counters that are passed to the guest interrupt it directly"
+    );
+
     /// Gives what `policy` gives, by emulation.
     ///
     /// A host that counts may be beside the guest, but cannot count it then:
@@ -39,12 +44,16 @@ impl<P: PmuPolicy> Emulated<P> {
     /// ```
     pub const fn of(policy: P) -> Self {
         const { assert!(!P::HOST_COUNTS_GUEST, "the host cannot count a guest that has a PMU of its own") }
+        () = Self::POSSIBLE;
         Self(policy)
     }
 }
 
 impl<P: PmuPolicy> PmuPolicy for Emulated<P> {
-    const MEANS: Means = Means::Emulated;
+    const MEANS: Means = {
+        () = Self::POSSIBLE;
+        Means::Emulated
+    };
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = P::HOST_COUNTS;

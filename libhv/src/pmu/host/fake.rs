@@ -178,6 +178,7 @@ impl State {
                 PmiRoute::Masked => {}
                 PmiRoute::Guest => self.guest_pmi = true,
                 PmiRoute::Host => self.nmis += 1,
+                PmiRoute::GuestNmi => unreachable!("a host that counts needs its NMIs"),
             }
             // Delivering masks the entry on Intel's processors.
             self.masked = self.pmu.maker == Maker::Intel && self.route != PmiRoute::Masked;

@@ -96,7 +96,6 @@ impl<P: PmuPolicy> Pmu<P> {
             let freeze = if interrupts && pmu.maker == Maker::Intel { freezes(hardware) } else { 0 };
             hardware.write_pmu(PmuRegister::StatusSet, overflowed | freeze);
         }
-        self.counts.interrupts += u64::from(interrupts);
         interrupts
     }
 

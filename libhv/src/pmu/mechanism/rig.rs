@@ -38,6 +38,8 @@ pub(crate) struct Registers {
     guest_control: u64,
     passed: Passed,
     passes_rdpmc: bool,
+    /// NMIs do not leave the guest.
+    pub(crate) nmis_passed: bool,
     /// RDMSR, WRMSR and RDPMC of the hypervisor.
     pub(crate) accesses: Cell<u64>,
     pub(crate) writes: u64,
@@ -84,6 +86,12 @@ impl PmuHardware for Registers {
     fn switches_branch_control(&self) -> bool {
         self.maker == Maker::Intel
     }
+    fn passes_nmis(&self) -> bool {
+        self.maker == Maker::Intel
+    }
+    fn pass_nmis(&mut self, pass: bool) {
+        self.nmis_passed = pass;
+    }
     fn pass_rdpmc(&mut self, pass: bool) {
         self.passes_rdpmc = pass;
     }
@@ -100,6 +108,8 @@ pub(crate) struct TestHost {
     masks: bool,
     pending: bool,
     pub(crate) arrived: bool,
+    /// An NMI has masked the entry that is routed to the guest as one.
+    nmi_delivered: bool,
     slot: PmuSlot,
 }
 
@@ -116,6 +126,7 @@ impl TestHost {
                     self.route = Some(PmiRoute::Masked);
                 }
             }
+            Some(PmiRoute::GuestNmi) => self.nmi_delivered = true,
             Some(PmiRoute::Host) => panic!("a guest's overflow is an NMI for the host"),
             _ => {}
         }
@@ -124,7 +135,10 @@ impl TestHost {
 
 impl PmiHost for TestHost {
     fn route_pmi(&mut self, route: PmiRoute) {
-        self.route = Some(route);
+        (self.route, self.nmi_delivered) = (Some(route), false);
+    }
+    fn guest_nmi_delivered(&self) -> bool {
+        self.nmi_delivered
     }
     fn take_guest_pmi(&mut self) -> bool {
         core::mem::take(&mut self.arrived)
@@ -202,6 +216,7 @@ impl Rig {
             guest_control: 0,
             passed: BTreeMap::new(),
             passes_rdpmc: false,
+            nmis_passed: false,
             accesses: Cell::new(0),
             writes: 0,
         };
@@ -238,7 +253,7 @@ impl Rig {
     /// Has a guest run next.
     pub(crate) fn enter<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>) {
         guest.mechanism.acquire(&mut self.registers, &mut self.host).expect("a PMU that can be restored");
-        guest.mechanism.mirror(true, &mut self.host);
+        self.mirror(guest, true);
         self.hear(guest);
     }
 
@@ -253,9 +268,19 @@ impl Rig {
         if guest.mechanism.take_interrupt(&mut self.host) {
             guest.interrupts += 1;
             guest.mechanism.settle(&mut self.registers);
-            guest.mechanism.mirror(false, &mut self.host);
-            guest.mechanism.mirror(true, &mut self.host);
+            self.mirror(guest, false);
+            self.mirror(guest, true);
         }
+    }
+
+    /// The guest's LVTPC is an NMI, masked or not.
+    pub(crate) fn mirror<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>, unmasked: bool) {
+        let route = match unmasked {
+            true if guest.mechanism.is_direct() => PmiRoute::GuestNmi,
+            true => PmiRoute::Guest,
+            false => PmiRoute::Masked,
+        };
+        guest.mechanism.mirror(route, &mut self.registers, &mut self.host);
     }
 
     fn in_guest<T>(&mut self, act: impl FnOnce(&mut SimPmu) -> T) -> T {
@@ -276,6 +301,10 @@ impl Rig {
     pub(crate) fn step<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>, cpl: u8, happened: &Happened) {
         if self.in_guest(|pmu| pmu.step(cpl, true, happened)) {
             self.host.request();
+            if self.host.nmi_delivered && self.registers.nmis_passed {
+                guest.interrupts += 1;
+                return;
+            }
             guest.exits += 1;
             self.host_works();
             self.hear(guest);

@@ -1,7 +1,7 @@
 //! The policy that gives a guest paravirtual events.
 
 use crate::pmu::host::HostEvents;
-use crate::pmu::{EventSelector, FixedControl, Means, PmuCapability, PmuPolicy, PmuShare};
+use crate::pmu::{EventSelector, FixedControl, Interrupts, Means, PmuCapability, PmuPolicy, PmuShare};
 
 /// Paravirtual events, beside what `P` gives of the PMU: also none, `()`.
 ///
@@ -25,6 +25,7 @@ impl<P: PmuPolicy> PmuPolicy for Paravirtual<P> {
     const PARAVIRTUAL: bool = true;
     const HOST_COUNTS: bool = P::HOST_COUNTS;
     const HOST_COUNTS_GUEST: bool = P::HOST_COUNTS_GUEST;
+    const INTERRUPTS: Interrupts = P::INTERRUPTS;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {
         self.inner.share(host)

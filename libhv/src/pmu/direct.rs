@@ -1,0 +1,114 @@
+//! Interrupts of a guest's counters that do not leave it.
+//!
+//! Linux has its counters interrupt as NMIs. While a guest has its LVTPC so, and unmasked, the processor's own entry is an
+//! NMI too, and NMIs go through the guest's IDT with no exit; the processor blocks them until the guest's IRET. In any
+//! other delivery mode the interrupt takes the way that it has without this.
+//!
+//! What follows:
+//! - While the guest runs every NMI is the guest's, whoever sent it: a host that needs NMIs cannot have this.
+//! - The processor masks its LVTPC when it delivers. The guest's own, in its virtual local APIC, follows when the guest
+//!   reads or writes it, and with it what [`PmuCounts`](super::PmuCounts) and the paravirtual page count.
+//! - An NMI that meets the host, because it came late, becomes pending in the guest's local APIC as without this.
+//! - An NMI that has to wait until the guest takes NMIs again (one that came late, an IPI, LINT1) needs NMI-window exiting,
+//!   and that needs virtual NMIs (SDM Vol. 3C 27.2.1.1): until it is delivered NMIs leave the guest.
+
+use super::capability::PmuCapability;
+use super::host::HostEvents;
+use super::policy::{Interrupts, Means, PmuPolicy, PmuShare};
+use super::registers::{EventSelector, FixedControl};
+use super::report::Why;
+
+/// How a guest's counters interrupt it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum InterruptPath {
+    /// Through its virtual local APIC.
+    #[default]
+    LocalApic,
+    /// Without an exit, as an NMI.
+    Direct,
+    /// The policy asks for the latter, the former is what there can be, and why.
+    NotDirect(Why),
+}
+
+/// The guest's policy `P`, with the counters' interrupt reaching it without an exit: see
+/// [`direct_interrupts`](PmuPolicy::direct_interrupts) and [`Interrupts::Direct`].
+///
+/// ```
+/// use libhv::pmu::{Paravirtual, Passthrough, PmuPolicy};
+///
+/// let policy = Passthrough::new().direct_interrupts();
+/// let with_events = Paravirtual::on(policy);
+/// # let _ = with_events;
+/// ```
+///
+/// A host that counts has NMIs of its own, which would reach the guest: asking for both does not build.
+///
+/// ```compile_fail,E0080
+/// use libhv::pmu::host::{HostCounters, HostEvent};
+/// use libhv::pmu::{Passthrough, PmuPolicy};
+///
+/// let policy = Passthrough::new().direct_interrupts().beside(HostCounters::new().count(HostEvent::Cycles));
+/// ```
+///
+/// ```compile_fail,E0080
+/// use libhv::pmu::host::{HostCounters, HostEvent};
+/// use libhv::pmu::{Passthrough, PmuPolicy};
+///
+/// let policy = Passthrough::new().beside(HostCounters::new().count(HostEvent::Cycles)).direct_interrupts();
+/// ```
+///
+/// Nor does it where the guest's counters are not the processor's:
+///
+/// ```compile_fail,E0080
+/// use libhv::pmu::{Emulated, PmuPolicy};
+///
+/// let policy = Emulated::new().direct_interrupts();
+/// ```
+///
+/// ```compile_fail,E0080
+/// use libhv::pmu::{Emulated, Passthrough, PmuPolicy};
+///
+/// let policy = Emulated::of(Passthrough::new().direct_interrupts());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Direct<P>(P);
+
+impl<P: PmuPolicy> Direct<P> {
+    const POSSIBLE: () = assert_possible(P::MEANS, P::HOST_COUNTS);
+
+    /// Has the interrupt of the counters that `policy` gives reach the guest without an exit.
+    pub const fn new(policy: P) -> Self {
+        () = Self::POSSIBLE;
+        Self(policy)
+    }
+}
+
+/// Refuses, when the hypervisor is built, what cannot have direct interrupts.
+pub(super) const fn assert_possible(means: Means, host_counts: bool) {
+    assert!(matches!(means, Means::Passed), "only counters that are passed to the guest interrupt it directly");
+    assert!(!host_counts, "the NMIs of a host that counts would reach the guest");
+}
+
+impl<P: PmuPolicy> PmuPolicy for Direct<P> {
+    const MEANS: Means = {
+        () = Self::POSSIBLE;
+        P::MEANS
+    };
+    const FILTERS: bool = P::FILTERS;
+    const PARAVIRTUAL: bool = P::PARAVIRTUAL;
+    const HOST_COUNTS: bool = P::HOST_COUNTS;
+    const INTERRUPTS: Interrupts = Interrupts::Direct;
+
+    fn share(&self, host: &PmuCapability) -> PmuShare {
+        self.0.share(host)
+    }
+    fn permits(&self, selector: EventSelector, host: &PmuCapability) -> bool {
+        self.0.permits(selector, host)
+    }
+    fn permits_fixed(&self, counter: u8, control: FixedControl) -> bool {
+        self.0.permits_fixed(counter, control)
+    }
+    fn host_events(&self) -> Option<&HostEvents> {
+        self.0.host_events()
+    }
+}

@@ -1,0 +1,140 @@
+//! The counters' interrupt on its way to the guest: where the processor's LVTPC sends it, and how one is known that has
+//! come.
+
+use super::Pmu;
+use crate::hw::{Host, PmiRoute, PmuHardware};
+use crate::pmu::capability::PmuCapability;
+use crate::pmu::direct::{InterruptPath, assert_possible};
+use crate::pmu::policy::{Interrupts, PmuPolicy};
+use crate::pmu::registers::Maker;
+use crate::pmu::report::Why;
+use crate::pmu::slot::Pending;
+
+/// An interrupt that has come since this was last asked, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Came {
+    /// None has.
+    Nothing,
+    /// To the host: the guest's local APIC is to deliver it.
+    ToHost,
+    /// To the guest, without an exit: its local APIC is to show what the processor's does.
+    ToGuest,
+}
+
+impl<P: PmuPolicy> Pmu<P> {
+    /// Whether interrupts are to reach the guest without an exit: where not, nothing of it costs anything.
+    pub const DIRECT: bool = {
+        let direct = matches!(P::INTERRUPTS, Interrupts::Direct);
+        if direct {
+            assert_possible(P::MEANS, P::HOST_COUNTS);
+        }
+        direct
+    };
+
+    /// Decides how interrupts reach the guest.
+    pub(super) fn decide_path(host: Option<&PmuCapability>, hardware: &impl PmuHardware) -> InterruptPath {
+        match host {
+            _ if !Self::DIRECT => InterruptPath::LocalApic,
+            Some(host) if host.maker == Maker::Amd => InterruptPath::NotDirect(Why::NotMaskedOnDelivery),
+            _ if !hardware.passes_nmis() => InterruptPath::NotDirect(Why::NmisExit),
+            _ => InterruptPath::Direct,
+        }
+    }
+
+    /// Returns whether interrupts reach the guest without an exit, where it has them delivered as NMIs.
+    #[inline(always)]
+    pub fn is_direct(&self) -> bool {
+        Self::DIRECT && self.path == InterruptPath::Direct
+    }
+
+    /// Has the processor's LVTPC do as the guest's does (A24). [`PmiRoute::GuestNmi`] is for a guest that
+    /// [`is_direct`](Self::is_direct) alone.
+    #[inline]
+    pub fn mirror<H: Host>(&mut self, route: PmiRoute, hardware: &mut impl PmuHardware, host: &mut H) {
+        let stands = self.route == route && !(Self::DIRECT && self.spent);
+        if !Self::PRESENT || stands || self.view.is_err() {
+            return;
+        }
+        if Self::DIRECT {
+            // What the guest's local APIC has not been told is told later.
+            self.unseen |= self.delivered(host);
+            self.spent = false;
+            hardware.pass_nmis(route == PmiRoute::GuestNmi);
+        }
+        self.route = route;
+        host.route_pmi(route);
+    }
+
+    /// The guest's interrupt has come by a route that it shares with the host.
+    pub fn came(&mut self) {
+        self.late = true;
+    }
+
+    /// Returns whether the guest's interrupt has come to the host since the last call: its local APIC is to deliver one
+    /// (A25).
+    #[inline]
+    pub fn take_interrupt<H: Host>(&mut self, host: &mut H) -> bool {
+        if !Self::PRESENT || !(core::mem::take(&mut self.late) | host.take_guest_pmi()) {
+            return false;
+        }
+        // The processor has masked its entry in delivering it; AMD's do not.
+        if Self::DIRECT && self.route == PmiRoute::GuestNmi {
+            self.spent = true;
+        } else if self.host.is_none_or(|host| host.maker != Maker::Amd) {
+            self.route = PmiRoute::Masked;
+        }
+        true
+    }
+
+    /// Returns whether an interrupt has come since the last call, and how.
+    pub fn take_any<H: Host>(&mut self, host: &mut H) -> Came {
+        // First the entry: an NMI that meets the host between the two is found by the second.
+        let delivered = Self::DIRECT && self.delivered(host);
+        if self.take_interrupt(host) {
+            return Came::ToHost;
+        }
+        self.spent |= delivered;
+        if core::mem::take(&mut self.unseen) | delivered { Came::ToGuest } else { Came::Nothing }
+    }
+
+    /// The guest has left by an NMI; returns whether it was the counters'.
+    pub fn take_nmi<H: Host>(&mut self, host: &mut H) -> bool {
+        let delivered = Self::DIRECT && self.delivered(host);
+        self.spent |= delivered;
+        self.take_interrupt(host) | delivered
+    }
+
+    /// Returns whether the processor has delivered an NMI that nobody has taken note of.
+    fn delivered<H: Host>(&self, host: &H) -> bool {
+        self.route == PmiRoute::GuestNmi && !self.spent && host.guest_nmi_delivered()
+    }
+
+    /// The guest's local APIC has delivered an interrupt of the counters, or shows one that was.
+    #[inline]
+    pub fn count_interrupt(&mut self) {
+        self.counts.interrupts += 1;
+    }
+
+    /// Interrupts have come that the guest's local APIC has not been told.
+    pub(super) fn owe(&mut self, pending: Pending) {
+        self.late |= pending.late;
+        self.unseen |= pending.unseen;
+    }
+}
+
+/// The registers of a guest leave the processor: nothing comes on its routes any more. Returns whether an NMI had.
+pub(super) fn close<H: Host>(hardware: &mut impl PmuHardware, host: &mut H) -> bool {
+    // An NMI that would wait for the guest's IRET meets the host, where it is found.
+    host.open_nmis();
+    let delivered = host.guest_nmi_delivered();
+    host.route_pmi(PmiRoute::Masked);
+    hardware.pass_nmis(false);
+    delivered
+}
+
+/// Returns what has come until the registers have been read out; `delivered` is what [`close`] returned.
+pub(super) fn what_came<H: Host>(delivered: bool, host: &mut H) -> Pending {
+    host.serve_interrupts(None);
+    let late = host.take_guest_pmi();
+    Pending { late, unseen: delivered && !late }
+}

@@ -1,0 +1,109 @@
+//! Interrupts of a guest's counters that reach it without an exit, where they meet the run loop: the guest's virtual local
+//! APIC learns of them when it matters. All of it is behind [`Pmu::DIRECT`], a constant.
+
+use super::{Appliance, Backend, Vcpu, World};
+use crate::address::Gpa;
+use crate::devices::lapic::LocalApic;
+use crate::exit::Msr;
+use crate::hw::{Host, PmiRoute};
+use crate::pmu::mechanism::Came;
+use crate::pmu::paravirt::Paravirt;
+use crate::pmu::{Pmu, PmuPolicy};
+
+/// Registers of the local APIC, by their offset, that show or change whether LVTPC is masked: itself, and the one that
+/// disables the local APIC by software.
+const LVTPC: u32 = 0x340;
+const SPURIOUS: u32 = 0xF0;
+/// IA32_APIC_BASE, and register 0 of x2APIC mode.
+const APIC_BASE: u32 = 0x1B;
+const X2APIC: u32 = 0x800;
+
+impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
+    /// Has the guest's local APIC show what the processor's has delivered to the guest without an exit: LVTPC is masked
+    /// then (A24). To be called before the guest reads or writes that entry; without direct interrupts there is nothing to
+    /// do. Costs a read of the processor's entry.
+    #[inline(always)]
+    pub fn sync_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::DIRECT {
+            self.sync_direct(world);
+        }
+    }
+
+    #[inline(never)]
+    fn sync_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
+        loop {
+            match self.pmu.take_any(world.host) {
+                Came::Nothing => return,
+                Came::ToHost => {
+                    let apic = world.chipset.local_apic(self.index);
+                    self.shown(apic.is_some_and(LocalApic::raise_performance_monitoring));
+                }
+                Came::ToGuest => {
+                    let apic = world.chipset.local_apic(self.index);
+                    self.shown(apic.is_some_and(LocalApic::performance_monitoring_was_delivered));
+                }
+            }
+        }
+    }
+
+    /// The guest's local APIC shows an interrupt that it did not before.
+    fn shown(&mut self, anew: bool) {
+        self.attention = true;
+        if anew {
+            self.pmu.count_interrupt();
+            self.happened(Paravirt::count_pmi);
+        }
+    }
+
+    /// The guest is about to write an MSR of its local APIC; the processor's entry follows when it has.
+    #[inline(always)]
+    pub(super) fn before_apic_write<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>) {
+        if Pmu::<P>::DIRECT && [X2APIC + LVTPC / 16, X2APIC + SPURIOUS / 16, APIC_BASE].contains(&msr.0) {
+            self.sync_direct(world);
+        }
+    }
+
+    /// The guest is about to read an MSR of its local APIC.
+    #[inline(always)]
+    pub(super) fn before_apic_read<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>) {
+        if Pmu::<P>::DIRECT && msr.0 == X2APIC + LVTPC / 16 {
+            self.sync_direct(world);
+            self.mirror_pmu(world);
+        }
+    }
+
+    /// The guest is about to access what is not memory.
+    pub(super) fn before_memory<H: Host>(&mut self, gpa: Gpa, world: &mut World<'_, H>) {
+        let (page, register) = (Gpa::new(gpa.as_u64() & !0xFFF), gpa.as_u64() as u32 & 0xFF0);
+        let apic = |apic: &mut LocalApic| apic.page() == Some(page);
+        if [LVTPC, SPURIOUS].contains(&register) && world.chipset.local_apic(self.index).is_some_and(apic) {
+            self.sync_direct(world);
+        }
+    }
+
+    /// The guest has left by an NMI: it leaves by them while it is watched for an NMI window.
+    #[cold]
+    pub(super) fn guest_nmi<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if self.pmu.take_nmi(world.host) {
+            self.interrupt_by_counters(world);
+        }
+    }
+
+    /// The guest has ended: what has come of its interrupts is known from here on.
+    pub(super) fn end_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::DIRECT {
+            world.host.open_nmis();
+            self.sync_direct(world);
+        }
+    }
+
+    /// Returns where the processor's LVTPC is to send interrupts, by the guest's.
+    #[inline(always)]
+    pub(super) fn guest_route<H: Host>(&self, world: &mut World<'_, H>) -> PmiRoute {
+        match world.chipset.local_apic(self.index) {
+            Some(apic) if self.pmu.is_direct() && apic.performance_monitoring_is_nmi() => PmiRoute::GuestNmi,
+            Some(apic) if apic.takes_performance_monitoring() => PmiRoute::Guest,
+            _ => PmiRoute::Masked,
+        }
+    }
+}

@@ -1,14 +1,14 @@
 //! An appliance for people who profile: a Linux guest with the PMU, and on the hypervisor's log what its use of it cost.
 //!
 //! Boot module 0 is the kernel, module 1 its initial RAM disk. `pmu=` on the image's own command line says what the guest
-//! gets of the PMU: `passthrough` (the default), `filtered`, `emulated`, `paravirtual` (both kinds of events) or
-//! `none`:
+//! gets of the PMU: `passthrough` (the default), `filtered`, either with interrupts that reach the guest without an exit
+//! (`direct`, `filtered-direct`), `emulated`, `paravirtual` (both kinds of events) or `none`:
 //! `memory=512M pmu=filtered -- console=ttyS0`.
 #![no_std]
 #![no_main]
 
 use libhv::pmu::registers::{Maker, PmuRegister};
-use libhv::pmu::{ConstFilter, Emulated, EventFilter, FilteredBy, Paravirtual, Passthrough};
+use libhv::pmu::{ConstFilter, Emulated, EventFilter, FilteredBy, Paravirtual, Passthrough, PmuPolicy};
 use libhv::prelude::*;
 
 libhv::entry!(main);
@@ -54,6 +54,10 @@ fn main(machine: Machine) -> Result<StopReason> {
     match words.find_map(|word| word.strip_prefix("pmu=")).unwrap_or("passthrough") {
         "none" => hypervisor.launch(machine, guest),
         "filtered" => hypervisor.pmu(FilteredBy::<NoOffCore>::new()).launch(machine, guest),
+        "direct" => hypervisor.pmu(Passthrough::new().direct_interrupts()).launch(machine, guest),
+        "filtered-direct" => {
+            hypervisor.pmu(FilteredBy::<NoOffCore>::new().direct_interrupts()).launch(machine, guest)
+        }
         "emulated" => hypervisor.pmu(Emulated::new()).launch(machine, guest),
         "paravirtual" => hypervisor.pmu(Paravirtual::on(Passthrough::new())).launch(machine, guest),
         _ => hypervisor.pmu(Passthrough::new()).launch(machine, guest),

@@ -86,7 +86,7 @@ pub enum PmiRoute {
     /// To a vector that nothing else has, by which a late interrupt is still known as the guest's (A22).
     Guest,
     /// To the guest as an NMI, which it gets without leaving while [`PmuHardware::pass_nmis`] has it so. The entry has a
-    /// mark by which one that meets the host is still known as the guest's (A22, A23).
+    /// mark by which an NMI that meets the host is still known as the guest's (A22, A23).
     GuestNmi,
     /// To the host as an NMI.
     Host,
@@ -99,9 +99,14 @@ pub trait PmiHost {
     fn route_pmi(&mut self, route: PmiRoute);
 
     /// Returns whether the interrupt has come to the host on one of the guest's routes since the last call: by its vector,
-    /// or as an NMI that met the host. The host leaves no such NMI unheard: the next entry, if none of this is asked
-    /// before, ends with an external interrupt.
+    /// or as an NMI that met the host. No NMI of the guest's goes unheard: the next entry ends with an external interrupt.
     fn take_guest_pmi(&mut self) -> bool;
+
+    /// Returns whether another NMI has met the host since the last call while the interrupt was routed by
+    /// [`PmiRoute::GuestNmi`]: it is the guest's.
+    fn take_guest_nmi(&mut self) -> bool {
+        false
+    }
 
     /// Returns whether the interrupt has been delivered by [`PmiRoute::GuestNmi`] since it was routed there, and has not
     /// met the host: the processor has masked its entry.
@@ -109,7 +114,9 @@ pub trait PmiHost {
         false
     }
 
-    /// Has an NMI meet the host now that waits because the guest left in the middle of an NMI's handler.
+    /// Has an NMI meet the host now that waits because the guest left in the middle of an NMI's handler. The guest's
+    /// counters may have been the cause: that their interrupt was delivered is told as if it had been to the guest, and
+    /// [`take_guest_nmi`](Self::take_guest_nmi) tells the rest.
     fn open_nmis(&mut self) {}
 
     /// Returns the account of who owns this processor's PMU.

@@ -156,16 +156,17 @@ const fn counters_entry(route: PmiRoute) -> u32 {
     }
 }
 
-/// Returns whether the entry is one that has been routed to the guest as an NMI, and has masked itself in delivering it.
-const fn has_delivered_guest_nmi(entry: u32) -> bool {
-    const WRITABLE: u32 = 0x1_07FF;
-    entry & WRITABLE == counters_entry(PmiRoute::GuestNmi) | MASKED
+/// Returns, of an entry that has been routed to the guest as an NMI, whether it has masked itself in delivering one; `None`
+/// of any other.
+const fn delivered_guest_nmi(entry: u32) -> Option<bool> {
+    const KIND: u32 = 0x7FF;
+    if entry & KIND == counters_entry(PmiRoute::GuestNmi) { Some(entry & MASKED != 0) } else { None }
 }
 
-/// Returns whether this processor's entry has delivered an NMI to its guest, which may be here.
+/// Returns the same of this processor's entry.
 #[inline]
-pub(crate) fn guest_nmi_delivered() -> bool {
-    has_delivered_guest_nmi(read(Register::LvtCounters))
+pub(crate) fn guest_nmi() -> Option<bool> {
+    delivered_guest_nmi(read(Register::LvtCounters))
 }
 
 /// Sends an interrupt to this processor.
@@ -254,11 +255,12 @@ mod tests {
     /// A22, A23: delivery status aside, the entry itself tells whose an NMI was.
     #[test]
     fn an_nmi_of_the_guests_is_known_by_the_mark_that_its_entry_has() {
-        let delivered = counters_entry(PmiRoute::GuestNmi) | MASKED;
-        assert!(has_delivered_guest_nmi(delivered) && has_delivered_guest_nmi(delivered | 1 << 12));
-        let routes = [PmiRoute::Masked, PmiRoute::Guest, PmiRoute::Host];
-        assert!(routes.iter().all(|route| !has_delivered_guest_nmi(counters_entry(*route) | MASKED)));
-        assert!(!has_delivered_guest_nmi(counters_entry(PmiRoute::GuestNmi)), "it has not come");
+        let entry = counters_entry(PmiRoute::GuestNmi);
+        let of = |entry| [entry, entry | 1 << 12, entry | MASKED, entry | MASKED | 1 << 12].map(delivered_guest_nmi);
+        assert_eq!(of(entry), [Some(false), Some(false), Some(true), Some(true)]);
+        for route in [PmiRoute::Masked, PmiRoute::Guest, PmiRoute::Host] {
+            assert_eq!(of(counters_entry(route)), [None; 4]);
+        }
     }
 
     /// Requirement A22.

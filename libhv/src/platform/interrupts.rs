@@ -15,7 +15,7 @@ pub(crate) const TIMER: u8 = 0x31;
 pub(crate) const CONSOLE: u8 = 0x32;
 /// The performance counters, while they are a guest's (A22).
 pub(crate) const GUEST_PMI: u8 = 0x33;
-/// Tells the run loop that an NMI of the guest's performance counters has met the host.
+/// Tells the run loop that an NMI of the guest's has met the host.
 pub(crate) const GUEST_NMI: u8 = 0x34;
 /// The local APIC's spurious vector; older ones want its low four bits set (SDM Vol. 3A 12.9).
 pub(crate) const SPURIOUS: u8 = 0x3F;
@@ -42,6 +42,7 @@ static CONSOLES: AtomicU64 = AtomicU64::new(0);
 static NMIS: AtomicU64 = AtomicU64::new(0);
 static HOST_PMIS: AtomicU64 = AtomicU64::new(0);
 static GUEST_PMIS: AtomicU64 = AtomicU64::new(0);
+static GUEST_NMIS: AtomicU64 = AtomicU64::new(0);
 static OTHERS: AtomicU64 = AtomicU64::new(0);
 
 /// The performance counters' interrupt is the host's. While it is not, an NMI has another cause, whatever overflows the
@@ -66,6 +67,9 @@ pub(crate) fn nmis() -> u64 {
     NMIS.load(Ordering::Relaxed)
 }
 
+/// The host lets an NMI in that waited for the guest.
+static OPENING: AtomicBool = AtomicBool::new(false);
+
 /// Returns how often the timer has come.
 #[inline]
 pub(crate) fn timers() -> u64 {
@@ -76,6 +80,20 @@ pub(crate) fn timers() -> u64 {
 #[inline]
 pub(crate) fn guest_pmis() -> u64 {
     GUEST_PMIS.load(Ordering::Relaxed)
+}
+
+/// Returns how often other NMIs of a guest's have met the host.
+#[inline]
+pub(crate) fn guest_nmis() -> u64 {
+    GUEST_NMIS.load(Ordering::Relaxed)
+}
+
+/// Calls `open`, which unblocks NMIs: what the counters have delivered was delivered to the guest, whatever comes.
+#[inline]
+pub(crate) fn while_opening(open: impl FnOnce()) {
+    OPENING.store(true, Ordering::SeqCst);
+    open();
+    OPENING.store(false, Ordering::SeqCst);
 }
 
 /// Sends the performance counters' interrupt where `route` says. The counters are the host's from before LVTPC says so
@@ -92,19 +110,23 @@ pub(crate) fn route_counters(route: PmiRoute) {
     }
 }
 
-/// An NMI has interrupted the host. If it is one of the guest's performance counters, which are to interrupt the guest
-/// without an exit, it is taken note of, and the next entry ends at once. Returns whether it was.
+/// An NMI has interrupted the host. If the performance counters are to interrupt the guest without an exit it is the
+/// guest's: it is taken note of, and the next entry ends at once. Returns whether it was.
 ///
-/// The entry is known by its mark, and loses it: another NMI after this one is not the guest's.
+/// Whether the counters were the cause is known by their entry, which they have masked, and which loses its mark then.
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the handler of NMIs calls it"))]
 pub(super) fn take_guest_nmi() -> bool {
-    let guests = !COUNTERS_ARE_THE_HOSTS.load(Ordering::SeqCst) && apic::guest_nmi_delivered();
-    if guests {
+    let Some(delivered) = apic::guest_nmi().filter(|_| !COUNTERS_ARE_THE_HOSTS.load(Ordering::SeqCst)) else {
+        return false;
+    };
+    if delivered && !OPENING.load(Ordering::SeqCst) {
         apic::route_counters(PmiRoute::Masked);
         GUEST_PMIS.fetch_add(1, Ordering::Relaxed);
-        apic::interrupt_self(GUEST_NMI);
+    } else {
+        GUEST_NMIS.fetch_add(1, Ordering::Relaxed);
     }
-    guests
+    apic::interrupt_self(GUEST_NMI);
+    true
 }
 
 /// Serves the interrupt with `vector`, which the processor has acknowledged.

@@ -31,13 +31,24 @@ pub struct Processor {
     /// The guest's counters' interrupts that have been taken note of.
     pmis: u64,
     /// The counters have been routed to the guest as NMIs.
-    guest_nmis: bool,
+    routes_nmis: bool,
+    /// The guest's other NMIs that have been taken note of.
+    nmis: u64,
     slot: PmuSlot,
 }
 
 impl Processor {
     pub(crate) fn new(frequency: Frequency, timer: Timer) -> Self {
-        Self { frequency, timer, armed: None, armed_at: 0, pmis: 0, guest_nmis: false, slot: PmuSlot::default() }
+        Self {
+            frequency,
+            timer,
+            armed: None,
+            armed_at: 0,
+            pmis: 0,
+            routes_nmis: false,
+            nmis: 0,
+            slot: PmuSlot::default(),
+        }
     }
 }
 
@@ -90,7 +101,7 @@ impl Host for Processor {
 impl PmiHost for Processor {
     #[inline]
     fn route_pmi(&mut self, route: PmiRoute) {
-        self.guest_nmis = route == PmiRoute::GuestNmi;
+        self.routes_nmis = route == PmiRoute::GuestNmi;
         interrupts::route_counters(route);
     }
 
@@ -101,12 +112,19 @@ impl PmiHost for Processor {
     }
 
     #[inline]
+    fn take_guest_nmi(&mut self) -> bool {
+        let nmis = interrupts::guest_nmis();
+        core::mem::replace(&mut self.nmis, nmis) != nmis
+    }
+
+    #[inline]
     fn guest_nmi_delivered(&self) -> bool {
-        self.guest_nmis && apic::guest_nmi_delivered()
+        self.routes_nmis && apic::guest_nmi() == Some(true)
     }
 
     fn open_nmis(&mut self) {
-        if self.guest_nmis {
+        if self.routes_nmis {
+            interrupts::while_opening(||
             // SAFETY: IRET returns to the next instruction, with the stack, the flags and the segments as they are: it does
             // nothing but unblock NMIs, which have a handler that leaves all registers as they were.
             unsafe {
@@ -125,7 +143,7 @@ impl PmiHost for Processor {
                     stack = out(reg) _,
                     segment = out(reg) _,
                 );
-            }
+            });
         }
     }
 

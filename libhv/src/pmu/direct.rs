@@ -5,7 +5,8 @@
 //! other delivery mode the interrupt takes the way that it has without this.
 //!
 //! What follows:
-//! - While the guest runs every NMI is the guest's, whoever sent it: a host that needs NMIs cannot have this.
+//! - Every NMI is the guest's then, whoever sent it, while the guest runs and while the host does: a host that needs NMIs
+//!   cannot have this.
 //! - The processor masks its LVTPC when it delivers. The guest's own, in its virtual local APIC, follows when the guest
 //!   reads or writes it, and with it what [`PmuCounts`](super::PmuCounts) and the paravirtual page count.
 //! - An NMI that meets the host, because it came late, becomes pending in the guest's local APIC as without this.

@@ -74,6 +74,8 @@ pub struct Pmu<P> {
     owed: credit::Owed,
     /// An interrupt has reached the guest without an exit, and its local APIC has not been told.
     unseen: bool,
+    /// Another NMI of the guest's came when its registers were leaving the processor.
+    nmi: bool,
     path: InterruptPath,
     counts: PmuCounts,
 }
@@ -115,6 +117,7 @@ impl<P: PmuPolicy> Pmu<P> {
             late: false,
             owed: credit::Owed::default(),
             unseen: false,
+            nmi: false,
             path,
             counts: PmuCounts::default(),
         };

@@ -22,9 +22,9 @@ pub enum Means {
 pub enum Interrupts {
     /// By an exit: the guest's virtual local APIC delivers it when the guest goes on.
     Exiting,
-    /// Where the guest has it delivered as an NMI, without an exit; in other delivery modes as above. Every other NMI that
-    /// comes while the guest runs is the guest's then too, which is why it has to be asked for. On a processor that cannot
-    /// do it, it is as above, and the report says why.
+    /// Where the guest has it delivered as an NMI, without an exit; in other delivery modes as above. Every other NMI of
+    /// the processor is the guest's then too, which is why it has to be asked for. On a processor that cannot do it, it is
+    /// as above, and the report says why.
     Direct,
 }
 

@@ -1,8 +1,8 @@
 //! What a guest gets of the PMU and what it does not, with the reason: read out of the [`PmuView`] that CPUID and every
 //! access follow, so that it says nothing else than they do (requirement 1.4.5).
 
-use super::direct::InterruptPath;
 use super::capability::{ARCHITECTURAL_EVENTS, PERF_METRICS};
+use super::direct::InterruptPath;
 use super::policy::Means;
 use super::registers::{MAX_COUNTERS, Maker, PmuRegister};
 use super::view::{NoPmu, PmuView};
@@ -151,8 +151,8 @@ impl fmt::Display for Why {
 pub enum Provision {
     /// As without a hypervisor: no exit.
     Native,
-    /// The interrupt: as an NMI, without an exit. So is every other NMI that comes while the guest runs; in other delivery
-    /// modes it reaches the guest through its virtual local APIC.
+    /// The interrupt: as an NMI, without an exit, and every other NMI of the processor is the guest's then too. In other
+    /// delivery modes it reaches the guest through its virtual local APIC.
     Direct,
     /// The processor's, with an exit or the hypervisor's help, and why.
     Mediated(Why),
@@ -166,7 +166,7 @@ impl fmt::Display for Provision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native => f.write_str("native"),
-            Self::Direct => f.write_str("direct: as an NMI, and so is every other NMI while the guest runs"),
+            Self::Direct => f.write_str("direct: as an NMI without an exit, and other NMIs are the guest's too"),
             Self::Mediated(why) => write!(f, "mediated: {why}"),
             Self::Emulated => f.write_str("emulated"),
             Self::Absent(why) => write!(f, "absent: {why}"),

@@ -26,6 +26,8 @@ pub struct Pending {
     pub late: bool,
     /// One to the guest, without an exit.
     pub unseen: bool,
+    /// Another NMI of the guest's that met the host.
+    pub nmi: bool,
 }
 
 /// The registers of one who had to leave.

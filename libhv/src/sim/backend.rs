@@ -70,7 +70,7 @@ impl Backend for Processor {
         if self.vendor == Vendor::Amd && matches!(self.interrupted, Some(Event::Software { .. })) {
             self.interrupted = None;
         }
-        self.exit_counting();
+        self.exit_counting(self.vendor == Vendor::Intel && exit == Exit::Nmi);
         let now = self.now().0;
         self.timer = self.timer.map(|_| self.timer_expires.saturating_sub(now));
         self.left.raw = match exit {

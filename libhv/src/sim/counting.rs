@@ -8,6 +8,8 @@ use crate::sim::Machine;
 
 /// The vector that the PMU's interrupt has on the guest's route: above that of the host's other interrupts.
 pub(super) const PMI_VECTOR: u8 = 0x32;
+/// By which the host has the next entry end after an NMI of the guest's has met it.
+pub(super) const NMI_VECTOR: u8 = 0x33;
 
 const DEBUGCTL: u32 = 0x1D9;
 const INTEL_GLOBAL_CONTROL: u32 = 0x38F;
@@ -40,8 +42,18 @@ pub(super) struct Counting {
     pending: bool,
     in_service: bool,
     taken: bool,
+    /// An NMI waits in the processor.
     nmi: bool,
+    /// The host does not take it: the guest left in the middle of an NMI's handler, or by an NMI.
+    nmis_blocked: bool,
+    /// One that waited for the guest is let in.
+    opening: bool,
+    /// Another NMI of the guest's has met the host.
+    other_nmi: bool,
     host_nmis: u64,
+    /// An NMI of the guest's has met the host: an interrupt of [`NMI_VECTOR`] is pending, and acknowledged.
+    met: bool,
+    met_in_service: bool,
     /// The interrupt of virtualized counters waits for their guest.
     pub(super) to_guest: bool,
 }
@@ -77,7 +89,12 @@ impl Counting {
             in_service: false,
             taken: false,
             nmi: false,
+            nmis_blocked: false,
+            opening: false,
+            other_nmi: false,
             host_nmis: 0,
+            met: false,
+            met_in_service: false,
             to_guest: false,
         }
     }
@@ -106,7 +123,7 @@ impl Counting {
             return;
         }
         self.pending |= self.entry.route == PmiRoute::Guest;
-        self.nmi |= self.entry.route == PmiRoute::Host;
+        self.nmi |= matches!(self.entry.route, PmiRoute::Host | PmiRoute::GuestNmi);
         self.entry.masked = matches!(self.pmu, Pmu::Intel(_));
     }
 
@@ -149,7 +166,35 @@ impl Counting {
         if happened.instructions == 0 && self.arrives_in.is_some() {
             self.arrive();
         }
-        self.host_nmis += u64::from(core::mem::take(&mut self.nmi));
+        self.meet_nmi();
+    }
+
+    /// The host takes the NMI that waits, unless they are blocked: its handler knows the guest's by their entry.
+    fn meet_nmi(&mut self) {
+        if self.nmis_blocked || !core::mem::take(&mut self.nmi) {
+            return;
+        }
+        if self.entry.route != PmiRoute::GuestNmi {
+            self.host_nmis += 1;
+            return;
+        }
+        self.met = true;
+        if self.entry.masked && !self.opening {
+            self.entry = Entry { route: PmiRoute::Masked, masked: true };
+            self.taken = true;
+        } else {
+            self.other_nmi = true;
+        }
+    }
+
+    fn has_delivered_guest_nmi(&self) -> bool {
+        self.entry.route == PmiRoute::GuestNmi && self.entry.masked
+    }
+
+    /// An instruction of the host's, IRET, unblocks NMIs.
+    fn unblock_nmis(&mut self) {
+        self.nmis_blocked = false;
+        self.meet_nmi();
     }
 
     /// VM entry: the hypervisor's last instructions, then the guest's virtualized counters and its controls.
@@ -162,6 +207,7 @@ impl Counting {
     /// When one of them holds what the processor does not take, or cannot be virtualized.
     pub(super) fn enter(&mut self, guest: &Controls, virtualized: Option<&Slots>) -> Result<(), i64> {
         self.host(&self.host_work.clone());
+        self.nmis_blocked = false;
         if let Some(slots) = virtualized {
             match &mut self.pmu {
                 Pmu::Amd(pmu) => pmu.load(slots)?,
@@ -177,8 +223,10 @@ impl Counting {
         Ok(())
     }
 
-    /// VM exit: returns the guest's controls, with the host's in their places; then the hypervisor's first instructions.
-    pub(super) fn exit(&mut self, host: &Controls) -> Controls {
+    /// VM exit: returns the guest's controls, with the host's in their places; then the hypervisor's first instructions,
+    /// with NMIs blocked or not.
+    pub(super) fn exit(&mut self, host: &Controls, nmis_blocked: bool) -> Controls {
+        self.nmis_blocked = nmis_blocked;
         let mut switch = |msr: u32, host: u64| {
             let guest = self.pmu.host_read(msr);
             self.pmu.host_write(msr, host);
@@ -203,23 +251,38 @@ impl Counting {
         nmi
     }
 
+    /// Takes the NMI that waits, for a guest that gets it without leaving.
+    pub(super) fn take_nmi(&mut self) -> bool {
+        core::mem::take(&mut self.nmi)
+    }
+
     pub(super) fn pending(&self) -> bool {
-        self.pending
+        self.pending || self.met
     }
 
     pub(super) fn in_service(&self) -> bool {
-        self.in_service
+        self.in_service || self.met_in_service
     }
 
-    pub(super) fn acknowledge(&mut self) {
+    pub(super) fn acknowledge(&mut self) -> u8 {
+        if core::mem::take(&mut self.met) {
+            self.met_in_service = true;
+            return NMI_VECTOR;
+        }
         self.pending = false;
         self.in_service = true;
+        PMI_VECTOR
     }
 
-    /// The host serves the interrupt on the guest's route, if it has come.
+    /// The host serves what has come.
     pub(super) fn serve(&mut self) {
+        let served = self.pending() || self.in_service();
         self.taken |= self.pending | self.in_service;
         (self.pending, self.in_service) = (false, false);
+        (self.met, self.met_in_service) = (false, false);
+        if served {
+            self.unblock_nmis();
+        }
     }
 }
 
@@ -289,6 +352,22 @@ impl PmiHost for Machine {
 
     fn take_guest_pmi(&mut self) -> bool {
         self.wires().counting(|counting| core::mem::take(&mut counting.taken))
+    }
+
+    fn take_guest_nmi(&mut self) -> bool {
+        self.wires().counting(|counting| core::mem::take(&mut counting.other_nmi))
+    }
+
+    fn guest_nmi_delivered(&self) -> bool {
+        self.wires().counting(|counting| counting.has_delivered_guest_nmi())
+    }
+
+    fn open_nmis(&mut self) {
+        self.wires().counting(|counting| {
+            counting.opening = true;
+            counting.unblock_nmis();
+            counting.opening = false;
+        });
     }
 
     fn pmu_slot(&mut self) -> &mut PmuSlot {

@@ -37,8 +37,16 @@ impl Processor {
         if self.watches_nmi && !self.nmi_blocked && self.shadow == Shadow::None {
             return Some(Exit::NmiWindow);
         }
-        if self.wires.if_counting(Counting::nmi) == Some(true) {
-            return Some(Exit::Nmi);
+        if !self.gets_nmis() {
+            if self.wires.if_counting(Counting::nmi) == Some(true) {
+                return Some(Exit::Nmi);
+            }
+        } else if !self.nmi_blocked
+            && self.shadow == Shadow::None
+            && self.wires.if_counting(Counting::take_nmi) == Some(true)
+            && let Some(exit) = self.deliver(Event::Nmi)
+        {
+            return Some(exit);
         }
         if self.wires.interrupts() {
             let vector = (self.vendor == Vendor::Intel).then(|| self.wires.acknowledge());

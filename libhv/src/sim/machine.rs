@@ -1,6 +1,6 @@
 //! The machine around a simulated processor: its clock, its timer, and interrupts of its own at seeded moments.
 
-use super::counting::{Counting, PMI_VECTOR};
+use super::counting::{Counting, NMI_VECTOR, PMI_VECTOR};
 use super::random::Random;
 use crate::hw::Host;
 use crate::pmu::slot::PmuSlot;
@@ -61,8 +61,7 @@ impl Wires {
     /// The processor acknowledges the interrupt on exit, as VMX does on request.
     pub(super) fn acknowledge(&self) -> u8 {
         if self.pmi_pending() {
-            self.counting(Counting::acknowledge);
-            return PMI_VECTOR;
+            return self.counting(Counting::acknowledge);
         }
         self.pending.set(false);
         self.in_service.set(true);
@@ -134,9 +133,9 @@ impl Host for Machine {
     /// When `acknowledged` is not what the processor acknowledged.
     fn serve_interrupts(&mut self, acknowledged: Option<u8>) {
         match acknowledged {
-            Some(PMI_VECTOR) => {
+            Some(vector @ (PMI_VECTOR | NMI_VECTOR)) => {
                 let in_service = self.wires.if_counting(|counting| counting.in_service()).unwrap_or(false);
-                assert!(in_service, "nobody acknowledged vector {PMI_VECTOR:#x}");
+                assert!(in_service, "nobody acknowledged vector {vector:#x}");
                 self.wires.if_counting(Counting::serve);
             }
             Some(vector) => {

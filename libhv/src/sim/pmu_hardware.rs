@@ -29,8 +29,10 @@ impl Processor {
         })
     }
 
-    /// VM exit, where the PMU is concerned.
-    pub(super) fn exit_counting(&mut self) {
+    /// VM exit, where the PMU is concerned. Only an exit by an NMI blocks them; else blocking is as it was in the guest
+    /// (SDM Vol. 3C 28.5.6).
+    pub(super) fn exit_counting(&mut self, by_nmi: bool) {
+        let nmis_blocked = by_nmi || self.gets_nmis() && self.nmi_blocked;
         if let Some(slots) = &mut self.virtual_counters {
             self.wires.if_counting(|counting| {
                 if let Pmu::Amd(pmu) = &mut counting.pmu {
@@ -39,7 +41,7 @@ impl Processor {
             });
         }
         let host = Controls { debug: 0, global: self.host_global_control, lbr: self.guest_lbr_control.map(|_| 0) };
-        if let Some(guest) = self.wires.if_counting(|counting| counting.exit(&host)) {
+        if let Some(guest) = self.wires.if_counting(|counting| counting.exit(&host, nmis_blocked)) {
             self.switched.insert(DEBUGCTL, guest.debug);
             self.guest_global_control = guest.global.unwrap_or(self.guest_global_control);
             self.guest_lbr_control = guest.lbr;
@@ -73,6 +75,11 @@ impl Processor {
         let open = !self.nmi_blocked && self.shadow == Shadow::None;
         open && self.virtual_counters.is_some()
             && self.wires.if_counting(|counting| core::mem::take(&mut counting.to_guest)).unwrap_or(false)
+    }
+
+    /// Returns whether NMIs reach the guest without leaving it: while an NMI window is watched for, they leave.
+    pub(super) fn gets_nmis(&self) -> bool {
+        self.passes_nmis && !self.watches_nmi
     }
 
     /// The instruction at hand accesses memory, in one line or in two.
@@ -147,6 +154,15 @@ impl PmuHardware for Processor {
 
     fn switch_branch_control(&mut self, on: bool) {
         self.switch_lbr_control(on.then_some(0));
+    }
+
+    fn passes_nmis(&self) -> bool {
+        self.vendor == Vendor::Intel
+    }
+
+    fn pass_nmis(&mut self, pass: bool) {
+        assert!(self.vendor == Vendor::Intel || !pass, "this processor's NMIs leave the guest");
+        self.passes_nmis = pass;
     }
 
     fn pass_rdpmc(&mut self, pass: bool) {

@@ -109,6 +109,7 @@ pub struct Processor {
     pub(super) interrupted: Option<Event>,
     pub(super) watches_interrupts: bool,
     pub(super) watches_nmi: bool,
+    pub(super) passes_nmis: bool,
     /// What is left on the backend's own timer, which counts from entry to exit.
     pub(super) timer: Option<u64>,
     pub(super) timer_expires: u64,
@@ -194,6 +195,7 @@ impl Processor {
             interrupted: None,
             watches_interrupts: false,
             watches_nmi: false,
+            passes_nmis: false,
             timer: None,
             timer_expires: u64::MAX,
             tsc_offset: 0,

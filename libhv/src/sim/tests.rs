@@ -1,6 +1,7 @@
 //! The processor by itself: that it executes and delivers as the manuals say, and what it refuses.
 
 mod counting;
+mod direct;
 mod harness;
 mod oracle;
 mod paravirt;

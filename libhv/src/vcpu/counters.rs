@@ -2,9 +2,9 @@
 //! local APIC, and what the guest's instructions count when the hypervisor executes them.
 
 use super::{Appliance, Backend, Vcpu, World};
+use crate::devices::lapic::LocalApic;
 use crate::error::Result;
 use crate::exit::{Event, Msr, Resolution};
-use crate::devices::lapic::LocalApic;
 use crate::hw::{Host, PmiRoute};
 use crate::pmu::emulated::EmulatedPmu;
 use crate::pmu::host::Parked;
@@ -61,12 +61,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         // While the host's counters are still there: what the guest leaves is cleared with all that are.
         self.end_host(world);
         self.leave_lent(world);
-        self.end_direct(world);
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {
                 Some(emulated) => registers!(self, |hardware| emulated.end(hardware, world.host)),
                 None => registers!(self, |hardware| self.pmu.release(hardware, world.host)),
             }
+            self.end_direct(world);
         }
     }
 
@@ -228,6 +228,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn hear_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
         if !Pmu::<P>::PRESENT {
             return self.hear_lent(world);
+        }
+        if Pmu::<P>::DIRECT {
+            self.sync_direct(world);
+            return self.mirror_pmu(world);
         }
         let shared = self.take_shared_pmi(world);
         let heard = match &mut self.emulated {

@@ -3,7 +3,7 @@
 
 use super::{Appliance, Backend, Vcpu, World};
 use crate::address::Gpa;
-use crate::devices::lapic::LocalApic;
+use crate::devices::lapic::{Delivery, LocalApic};
 use crate::exit::Msr;
 use crate::hw::{Host, PmiRoute};
 use crate::pmu::mechanism::Came;
@@ -30,24 +30,27 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     #[inline(never)]
-    fn sync_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
+    pub(super) fn sync_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
         loop {
             match self.pmu.take_any(world.host) {
                 Came::Nothing => return,
-                Came::ToHost => {
-                    let apic = world.chipset.local_apic(self.index);
-                    self.shown(apic.is_some_and(LocalApic::raise_performance_monitoring));
-                }
-                Came::ToGuest => {
-                    let apic = world.chipset.local_apic(self.index);
-                    self.shown(apic.is_some_and(LocalApic::performance_monitoring_was_delivered));
-                }
+                came => self.tell_apic(came, world),
             }
         }
     }
 
-    /// The guest's local APIC shows an interrupt that it did not before.
-    fn shown(&mut self, anew: bool) {
+    /// The guest's local APIC does what is to be done about an interrupt that came.
+    fn tell_apic<H: Host>(&mut self, came: Came, world: &mut World<'_, H>) {
+        let Some(apic) = world.chipset.local_apic(self.index) else { return };
+        let anew = match came {
+            Came::Nothing => return,
+            Came::ToHost => apic.raise_performance_monitoring(),
+            Came::ToGuest => apic.performance_monitoring_was_delivered(),
+            Came::Nmi => {
+                apic.deliver(Delivery::Nmi, 0, false);
+                false
+            }
+        };
         self.attention = true;
         if anew {
             self.pmu.count_interrupt();
@@ -84,16 +87,20 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest has left by an NMI: it leaves by them while it is watched for an NMI window.
     #[cold]
     pub(super) fn guest_nmi<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if self.pmu.take_nmi(world.host) {
-            self.interrupt_by_counters(world);
-        }
+        let came = self.pmu.left_by_nmi(world.host);
+        self.tell_apic(came, world);
+        self.mirror_pmu(world);
     }
 
-    /// The guest has ended: what has come of its interrupts is known from here on.
+    /// The guest has ended, and nothing comes any more: what it has got is known. What it has not waits for its next turn.
     pub(super) fn end_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
         if Pmu::<P>::DIRECT {
-            world.host.open_nmis();
-            self.sync_direct(world);
+            if self.pmu.take_unseen() {
+                self.tell_apic(Came::ToGuest, world);
+            }
+            if self.pmu.take_other_nmi(world.host) {
+                self.tell_apic(Came::Nmi, world);
+            }
         }
     }
 

@@ -6,8 +6,8 @@ use crate::devices::Chipset;
 use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
-use crate::pmu::{Pmu, PmuPolicy};
 use crate::pmu::paravirt::Paravirt;
+use crate::pmu::{Pmu, PmuPolicy};
 use crate::registers::{ControlRegister, Gpr};
 use crate::time::Tsc;
 

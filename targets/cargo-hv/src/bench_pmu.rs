@@ -10,7 +10,7 @@ use crate::{cli, guests, perf};
 pub(crate) const MACHINE: &str = "vmx";
 /// The image, and what its command line calls the policies that are measured.
 const IMAGE: &str = "pmu-profiler";
-const POLICIES: [&str; 3] = ["passthrough", "filtered", "emulated"];
+const POLICIES: [&str; 5] = ["passthrough", "filtered", "direct", "filtered-direct", "emulated"];
 /// Numbers of events that are sampled at once: as many as there are counters for, and more.
 const EVENTS: [u8; 2] = [6, 10];
 /// Ticks of the machine's clock in a second, so that 1000 samples a second come as rarely as on silicon.

@@ -19,6 +19,9 @@ pub enum Came {
     ToHost,
     /// To the guest, without an exit: its local APIC is to show what the processor's does.
     ToGuest,
+    /// An NMI to the host that is the guest's: its local APIC is to deliver it. The counters were not its cause, or that is
+    /// told apart from it.
+    Nmi,
 }
 
 impl<P: PmuPolicy> Pmu<P> {
@@ -56,6 +59,10 @@ impl<P: PmuPolicy> Pmu<P> {
             return;
         }
         if Self::DIRECT {
+            if self.route == PmiRoute::GuestNmi && route != PmiRoute::GuestNmi {
+                // It would leave the guest, and nobody would know whose it is.
+                host.open_nmis();
+            }
             // What the guest's local APIC has not been told is told later.
             self.unseen |= self.delivered(host);
             self.spent = false;
@@ -94,14 +101,34 @@ impl<P: PmuPolicy> Pmu<P> {
             return Came::ToHost;
         }
         self.spent |= delivered;
-        if core::mem::take(&mut self.unseen) | delivered { Came::ToGuest } else { Came::Nothing }
+        if self.take_unseen() | delivered {
+            Came::ToGuest
+        } else if self.take_other_nmi(host) {
+            Came::Nmi
+        } else {
+            Came::Nothing
+        }
     }
 
-    /// The guest has left by an NMI; returns whether it was the counters'.
-    pub fn take_nmi<H: Host>(&mut self, host: &mut H) -> bool {
-        let delivered = Self::DIRECT && self.delivered(host);
+    /// Returns whether another NMI of the guest's has come to the host since the last call.
+    pub fn take_other_nmi<H: Host>(&mut self, host: &mut H) -> bool {
+        core::mem::take(&mut self.nmi) | host.take_guest_nmi()
+    }
+
+    /// Returns whether an interrupt reached the guest without an exit that its local APIC has not been told, before its
+    /// registers left the processor or its entry was routed elsewhere.
+    pub fn take_unseen(&mut self) -> bool {
+        core::mem::take(&mut self.unseen)
+    }
+
+    /// The guest has left by an NMI; returns whose it is.
+    pub fn left_by_nmi<H: Host>(&mut self, host: &H) -> Came {
+        if !Self::DIRECT || self.route != PmiRoute::GuestNmi {
+            return Came::Nothing;
+        }
+        let delivered = self.delivered(host);
         self.spent |= delivered;
-        self.take_interrupt(host) | delivered
+        if delivered { Came::ToHost } else { Came::Nmi }
     }
 
     /// Returns whether the processor has delivered an NMI that nobody has taken note of.
@@ -119,6 +146,7 @@ impl<P: PmuPolicy> Pmu<P> {
     pub(super) fn owe(&mut self, pending: Pending) {
         self.late |= pending.late;
         self.unseen |= pending.unseen;
+        self.nmi |= pending.nmi;
     }
 }
 
@@ -136,5 +164,5 @@ pub(super) fn close<H: Host>(hardware: &mut impl PmuHardware, host: &mut H) -> b
 pub(super) fn what_came<H: Host>(delivered: bool, host: &mut H) -> Pending {
     host.serve_interrupts(None);
     let late = host.take_guest_pmi();
-    Pending { late, unseen: delivered && !late }
+    Pending { late, unseen: delivered && !late, nmi: host.take_guest_nmi() }
 }

@@ -74,7 +74,7 @@ impl<P: PmuPolicy> Pmu<P> {
             }
         }
         self.masks = CreditMasks::of(&pmu, &self.bank.selectors, FixedControl(self.bank.fixed_control));
-        (self.late, self.unseen) = (state.pending, false);
+        (self.late, self.unseen, self.nmi) = (state.pending, false, false);
         self.owed = Default::default();
         hardware.set_guest_global_control(state.registers.global_control);
         Ok(())

@@ -5,7 +5,9 @@ use super::*;
 use crate::devices::{Chipset, Configuration};
 use crate::exit::{Exit, Resolution, StopReason};
 use crate::pmu::host::{HostCounters, HostEvent};
-use crate::pmu::{Emulated, EventFilter, Filtered, Means, Passthrough, PmuCapability, PmuCounts, PmuPolicy, PmuShare};
+use crate::pmu::{
+    Emulated, EventFilter, Filtered, Means, Passthrough, PmuCapability, PmuCounts, PmuPolicy, PmuReport, PmuShare,
+};
 use crate::registers::{EntryState, GuestState};
 use crate::sim::pmu::{Config, Happened, amd, intel};
 use crate::vcpu::cpuid::Settings;
@@ -13,12 +15,12 @@ use crate::vcpu::{Appliance, Vcpu, World};
 use std::boxed::Box;
 
 const MEMORY: usize = super::harness::MEMORY;
-const PMI: u8 = 0x51;
-const LVTPC: u32 = 0x34;
-const END_OF_INTERRUPT: u32 = 0xB;
-const SPURIOUS: u32 = 0xF;
-const INSTRUCTIONS: u64 = 0xC0 | 1 << 16 | 1 << 17 | 1 << 22;
-const INT: u64 = 1 << 20;
+pub(super) const PMI: u8 = 0x51;
+pub(super) const LVTPC: u32 = 0x34;
+pub(super) const END_OF_INTERRUPT: u32 = 0xB;
+pub(super) const SPURIOUS: u32 = 0xF;
+pub(super) const INSTRUCTIONS: u64 = 0xC0 | 1 << 16 | 1 << 17 | 1 << 22;
+pub(super) const INT: u64 = 1 << 20;
 /// Far more than guests count here: whatever leaks shows.
 const HOST_WORK: Happened = Happened {
     cycles: 10_000,
@@ -38,8 +40,8 @@ pub(super) struct Registers {
     config: Config,
     pub(super) selector: u32,
     pub(super) counter: u32,
-    control: u32,
-    clear: u32,
+    pub(super) control: u32,
+    pub(super) clear: u32,
 }
 
 pub(super) fn both() -> [Registers; 2] {
@@ -66,9 +68,13 @@ pub(super) fn both() -> [Registers; 2] {
 pub(super) struct Ran {
     /// What the guest wrote to the debug-exit port.
     pub(super) value: u32,
-    journal: Vec<Record>,
-    counts: PmuCounts,
+    /// It came to its end, rather than to that of the instructions it was given.
+    pub(super) ended: bool,
+    pub(super) journal: Vec<Record>,
+    pub(super) counts: PmuCounts,
     pub(super) exits: u64,
+    /// What its policy gives it.
+    pub(super) report: PmuReport,
     /// What the host's first event has counted.
     host: u64,
     pub(super) machine: Machine,
@@ -92,6 +98,17 @@ fn run_for<A: Appliance, P: PmuPolicy>(
     skid: u64,
     program: &Program,
 ) -> Ran {
+    run_on(|_| appliance, policy, registers, skid, program)
+}
+
+/// The same with an appliance that is made when the processor is.
+pub(super) fn run_on<A: Appliance, P: PmuPolicy>(
+    appliance: impl FnOnce(&mut Processor) -> A,
+    policy: P,
+    registers: Registers,
+    skid: u64,
+    program: &Program,
+) -> Ran {
     let mut machine = Machine::new(1, HZ, 0);
     machine.set_pmu(registers.config);
     machine.set_host_work(HOST_WORK);
@@ -100,14 +117,22 @@ fn run_for<A: Appliance, P: PmuPolicy>(
     let capability = PmuCapability::of(&cpuid, || machine.pmu(|pmu| pmu.host_read(0x345)));
     let (mut processor, mut memory) = Processor::new(&machine, registers.vendor, 1, MEMORY, program);
     processor.stop_after(10_000_000);
+    let appliance = appliance(&mut processor);
+    let bounded = processor.budget < 10_000_000;
     let journal = processor.journal();
     let mut chipset =
         Chipset::new(Configuration { memory_below_4g: MEMORY as u64, ..Configuration::new(HZ) }, Box::new(()));
     let (settings, entry) = (Settings::new(1, HZ), EntryState::protected_mode(0x1000));
     let mut vcpu = Vcpu::with_pmu(processor, appliance, policy, capability, 0, &cpuid, &settings, &entry);
+    let mut ended = true;
     let value = loop {
         match vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host: &mut machine }) {
             Ok(StopReason::DebugExit(value)) => break value,
+            // It is interrupted again and again.
+            Ok(StopReason::Unhandled(raw)) if raw.code == SPENT && bounded => {
+                ended = false;
+                break 0;
+            }
             // It halts for good, and is run again all the same, out of a snapshot.
             Ok(StopReason::Halted) => {
                 machine.work(&HOST_WORK);
@@ -123,15 +148,8 @@ fn run_for<A: Appliance, P: PmuPolicy>(
         }
     };
     let host = vcpu.host_counters().map_or(0, |post| post.value(0));
-    Ran {
-        value,
-        journal: journal.take(),
-        counts: vcpu.pmu_counts(),
-        exits: vcpu.trace().exits(),
-        host,
-        machine,
-        memory,
-    }
+    let (counts, exits, report) = (vcpu.pmu_counts(), vcpu.trace().exits(), vcpu.pmu_report());
+    Ran { value, ended, journal: journal.take(), counts, exits, report, host, machine, memory }
 }
 
 /// A guest that sets up counter 0, runs `body`, and tells what `RDPMC` of counter 0 gives then.
@@ -350,7 +368,7 @@ fn a_masked_guest_gets_no_interrupt_and_has_no_exits_by_it() {
 }
 
 /// A guest that samples: the handler clears the status, starts the next period and unmasks its entry.
-fn sampled(registers: Registers, mode: Mode, rounds: u32, entry: u32) -> Program {
+pub(super) fn sampled(registers: Registers, mode: Mode, rounds: u32, entry: u32) -> Program {
     const PERIOD: u64 = (1 << 48) - 70;
     let vector = if entry >> 8 & 7 == 4 { 2 } else { PMI };
     let mut program = Program::at(0x1000);

@@ -25,6 +25,8 @@ fn main(machine: Machine) -> Result<StopReason> {
     match words.find_map(|word| word.strip_prefix("pmu=")) {
         Some("passthrough") => hypervisor.pmu(Passthrough::new()).launch(machine, guest),
         Some("filtered") => hypervisor.pmu(filter()).launch(machine, guest),
+        Some("direct") => hypervisor.pmu(Passthrough::new().direct_interrupts()).launch(machine, guest),
+        Some("filtered-direct") => hypervisor.pmu(filter().direct_interrupts()).launch(machine, guest),
         Some("emulated") => hypervisor.pmu(Emulated::new()).launch(machine, guest),
         Some("beside") => hypervisor.pmu(Passthrough::new().beside(host())).launch(machine, guest),
         _ => hypervisor.launch(machine, guest),

@@ -1,0 +1,233 @@
+//! Interrupts of the counters that reach the guest without an exit, on the simulated processor.
+
+use super::harness::{DEBUG_EXIT, Mode, STACK};
+use super::pmu::{
+    END_OF_INTERRUPT, INSTRUCTIONS, INT, LVTPC, PMI, Ran, Registers, SPURIOUS, both, run, run_on, sampled,
+};
+use super::*;
+use crate::exit::Resolution;
+use crate::memory::nested::Access;
+use crate::pmu::report::{Item, Provision, Why};
+use crate::pmu::{EventFilter, Filtered, Passthrough, PmuPolicy};
+use crate::vcpu::Appliance;
+use proptest::prelude::*;
+
+const NMI: u32 = 4 << 8;
+const MASKED: u32 = 1 << 16;
+
+/// Gives the stack back that the processor takes away in the middle of deliveries.
+struct Stack(NestedMap);
+impl Appliance for Stack {
+    fn on_exit(&mut self, exit: &Exit, _: &mut impl GuestState) -> Resolution {
+        match exit {
+            Exit::NestedPageFault(fault) if !fault.present && fault.gpa.as_u64() < super::harness::MEMORY as u64 => {
+                self.0.set(fault.gpa, Some(Access::ALL));
+                Resolution::Retry
+            }
+            _ => Resolution::NotMine,
+        }
+    }
+}
+
+fn run_unmapped<P: PmuPolicy>(policy: P, skid: u64, once_in: u64, program: &Program) -> Ran {
+    let make = |processor: &mut Processor| {
+        processor.unmap_stack_once_in(once_in);
+        processor.stop_after(5000);
+        Stack(processor.nested())
+    };
+    run_on(make, policy, both()[0], skid, program)
+}
+
+/// What the guest has seen, without the moments.
+fn seen(ran: &Ran) -> Vec<Record> {
+    let timeless = |record: &Record| match *record {
+        Record::Delivered(event, _) => Record::Delivered(event, Tsc(0)),
+        Record::Wrote(msr, value, _) => Record::Wrote(msr, value, Tsc(0)),
+        other => other,
+    };
+    ran.journal.iter().map(timeless).collect()
+}
+
+/// A25: an NMI of the counters is no exit, and everything is as it is with one.
+#[test]
+fn an_overflow_that_is_an_nmi_reaches_the_guest_without_an_exit() {
+    let [intel, _] = both();
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        let program = sampled(intel, mode, 40, NMI);
+        let by_exits = run(Passthrough::new(), intel, 0, &program);
+        let direct = run(Passthrough::new().direct_interrupts(), intel, 0, &program);
+        let filter = Filtered::new(&EventFilter::NO_OFF_CORE).expect("legal").direct_interrupts();
+        let filtered = run(filter, intel, 0, &program);
+        let nmis = direct.interrupts(Event::Nmi) as u64;
+        assert!(nmis >= 5);
+        assert_eq!((seen(&direct), direct.value), (seen(&by_exits), by_exits.value));
+        assert_eq!((direct.counts.interrupts, filtered.counts.interrupts), (nmis, nmis));
+        // Some of them overflow where an instruction is executed in the guest's stead: those are injected.
+        let saved = by_exits.exits - direct.exits;
+        assert!(saved > nmis / 2, "{saved} exits less, {nmis} NMIs");
+        assert_eq!(direct.machine.host_nmis(), 0);
+        assert_eq!(direct.report.of(Item::Interrupt), Provision::Direct);
+    }
+}
+
+/// T-A2: AMD's processors do not mask the entry on delivery, and the guest is told of it in the report.
+#[test]
+fn where_it_cannot_be_it_is_as_without_and_the_report_says_why() {
+    let [intel, amd] = both();
+    let program = sampled(amd, Mode::X2Apic, 40, NMI);
+    let ran = run(Passthrough::new().direct_interrupts(), amd, 0, &program);
+    assert_eq!(seen(&ran), seen(&run(Passthrough::new(), amd, 0, &program)));
+    assert_eq!(ran.report.of(Item::Interrupt), Provision::Mediated(Why::NotMaskedOnDelivery));
+    let ran = run(Passthrough::new(), intel, 0, &sampled(intel, Mode::X2Apic, 40, NMI));
+    assert_eq!(ran.report.of(Item::Interrupt), Provision::Mediated(Why::LocalApic));
+}
+
+/// Requirement A22, T-A12: one that comes late meets the host, or the guest after it, and the guest gets each once.
+#[test]
+fn a_late_nmi_reaches_the_guest_once_wherever_it_arrives() {
+    let [intel, _] = both();
+    for skid in 0..30 {
+        for mode in [Mode::XApic, Mode::X2Apic] {
+            let ran = run(Passthrough::new().direct_interrupts(), intel, skid, &sampled(intel, mode, 40, NMI));
+            let nmis = ran.interrupts(Event::Nmi);
+            assert!(nmis >= 5);
+            assert_eq!(ran.counts.interrupts, nmis as u64, "skid {skid}");
+            assert_eq!(ran.machine.host_nmis(), 0);
+        }
+    }
+}
+
+/// Requirement A24: the entry that the guest reads is masked by the delivery, and unmasked by its write.
+#[test]
+fn the_guest_reads_the_mask_that_the_delivery_has_set() {
+    let [intel, _] = both();
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(0x1B, 0xFEE0_0D00);
+    Mode::X2Apic.write(&mut program, SPURIOUS, 0x1FF);
+    Mode::X2Apic.write(&mut program, LVTPC, NMI);
+    program.wrmsr(intel.selector, INSTRUCTIONS | INT).wrmsr(intel.counter, (1 << 48) - 20).wrmsr(intel.control, 1);
+    program.ops(&[Op::Nop; 30]).rdmsr(0x800 + LVTPC);
+    program.out(DEBUG_EXIT, Width::Dword, 1).ops(&[Op::Hlt]).handler(2).ops(&[Op::PushAll]);
+    program.wrmsr(intel.control, 0).rdmsr(0x800 + LVTPC).rdmsr(0x800 + LVTPC);
+    Mode::X2Apic.write(&mut program, LVTPC, NMI);
+    program.ops(&[Op::PopAll, Op::Iret]);
+    let ran = run(Passthrough::new().direct_interrupts(), intel, 0, &program);
+    let read = |record: &Record| if let Record::Completed(Op::Rdmsr, eax) = record { Some(*eax) } else { None };
+    let entries: Vec<u32> = ran.journal.iter().filter_map(read).collect();
+    assert_eq!(entries, [MASKED | NMI, MASKED | NMI, NMI]);
+    assert_eq!(ran.counts.interrupts, 1);
+}
+
+/// What a guest does, and the handlers of its interrupts: anything that has to do with them.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Nops(u8),
+    /// An exit whose instruction is credited.
+    Cpuid,
+    /// The entry: an NMI, a vector, masked.
+    Entry(u32),
+    ReadEntry,
+    /// An NMI to itself.
+    Nmi,
+    /// The interrupt flag.
+    Flag(bool),
+    /// The counter is about to overflow.
+    Counter(u8),
+    /// Disabled by software, which masks all entries, and enabled again.
+    Apic,
+    Freeze(bool),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    const VECTOR: u32 = PMI as u32;
+    let entries = std::vec![NMI, NMI, NMI, VECTOR, NMI | MASKED, VECTOR | MASKED, 5 << 8 | MASKED, 2 << 8];
+    prop_oneof![
+        4 => (1u8..12).prop_map(Act::Nops),
+        2 => Just(Act::Cpuid),
+        3 => prop::sample::select(entries).prop_map(Act::Entry),
+        1 => Just(Act::ReadEntry),
+        1 => Just(Act::Nmi),
+        1 => any::<bool>().prop_map(Act::Flag),
+        4 => (1u8..25).prop_map(Act::Counter),
+        1 => Just(Act::Apic),
+        1 => any::<bool>().prop_map(Act::Freeze),
+    ]
+}
+
+fn add(program: &mut Program, mode: Mode, registers: Registers, acts: &[Act]) {
+    for act in acts {
+        match *act {
+            Act::Nops(count) => drop(program.repeat(count.into(), &[Op::Nop])),
+            Act::Cpuid => drop(program.cpuid(0, 0)),
+            Act::Entry(entry) => mode.write(program, LVTPC, entry),
+            Act::ReadEntry if mode == Mode::X2Apic => drop(program.rdmsr(0x800 + LVTPC)),
+            Act::ReadEntry => drop(program.ops(&[Op::Load(0xFEE0_0000 + 16 * LVTPC, Width::Dword)])),
+            Act::Nmi => mode.nmi(program),
+            Act::Flag(on) => drop(program.ops(&[if on { Op::Sti } else { Op::Cli }])),
+            Act::Counter(to_go) => {
+                program.wrmsr(registers.clear, 1 | 1 << 59).wrmsr(registers.counter, (1 << 48) - u64::from(to_go));
+            }
+            Act::Apic => {
+                mode.write(program, SPURIOUS, 0xFF);
+                mode.write(program, SPURIOUS, 0x1FF);
+            }
+            Act::Freeze(on) => drop(program.wrmsr(0x1D9, u64::from(on) << 12)),
+        }
+    }
+}
+
+fn any_program(mode: Mode, body: &[Act], in_nmi: &[Act], in_vector: &[Act]) -> Program {
+    let [intel, _] = both();
+    let mut program = Program::at(0x1000);
+    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
+    if mode == Mode::X2Apic {
+        program.wrmsr(0x1B, 0xFEE0_0D00);
+    }
+    mode.write(&mut program, SPURIOUS, 0x1FF);
+    program.wrmsr(intel.selector, INSTRUCTIONS | INT).wrmsr(intel.control, 1);
+    add(&mut program, mode, intel, body);
+    program.ops(&[Op::Sti, Op::Nop, Op::Nop]).rdpmc(0);
+    program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
+    for (vector, acts) in [(2, in_nmi), (PMI, in_vector)] {
+        program.handler(vector).ops(&[Op::PushAll]);
+        add(&mut program, mode, intel, acts);
+        if vector == PMI {
+            mode.write(&mut program, END_OF_INTERRUPT, 0);
+        }
+        program.ops(&[Op::PopAll, Op::Iret]);
+    }
+    program
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Requirements A24, A25: whatever a guest does with its entry, its counter, NMIs of its own and the freeze, it sees
+    /// what it would see if each interrupt left it: those that come, where they come, and the entry that it reads.
+    #[test]
+    fn a_guest_cannot_tell_a_direct_interrupt_from_one_by_an_exit(
+        x2apic: bool,
+        body in prop::collection::vec(act(), 1..60),
+        in_nmi in prop::collection::vec(act(), 0..8),
+        in_vector in prop::collection::vec(act(), 0..8),
+        once_in in prop::sample::select(&[0u64, 0, 3][..]),
+    ) {
+        let mode = if x2apic { Mode::X2Apic } else { Mode::XApic };
+        let program = any_program(mode, &body, &in_nmi, &in_vector);
+        let by_exits = run_unmapped(Passthrough::new(), 0, 0, &program);
+        let direct = run_unmapped(Passthrough::new().direct_interrupts(), 0, once_in, &program);
+        let (mut seen_direct, mut seen_by_exits) = (seen(&direct), seen(&by_exits));
+        if !direct.ended || !by_exits.ended {
+            // It is interrupted for ever, and was stopped somewhere.
+            let common = seen_direct.len().min(seen_by_exits.len());
+            prop_assert!(common > 100);
+            seen_direct.truncate(common);
+            seen_by_exits.truncate(common);
+        } else {
+            prop_assert_eq!(direct.counts.interrupts, by_exits.counts.interrupts);
+            prop_assert_eq!(direct.value, by_exits.value);
+        }
+        prop_assert_eq!(seen_direct, seen_by_exits);
+        prop_assert_eq!(direct.machine.host_nmis(), 0);
+    }
+}

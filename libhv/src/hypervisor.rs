@@ -140,12 +140,13 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         if Pmu::<P>::PRESENT {
             crate::log!("what the guest gets of the PMU:\n{}", vcpu.pmu_report());
         }
+        let direct = vcpu.pmu().is_direct().then(|| nmi::claim(NmiUser::Guest)).transpose()?;
         let watching = self.watchdog.map(|watchdog| machine.watch(watchdog)).transpose()?;
         let entry_tsc = machine.entry_tsc();
         let host = machine.processor();
         crate::log!("bench entry-to-guest {} ticks", host.now().since(entry_tsc));
         let outcome = vcpu.run(&mut World { chipset: &mut chipset, memory: &mut memory, host });
-        drop((watching, nmis));
+        drop((watching, direct, nmis));
         crate::log!("exits of the guest:\n{}", vcpu.trace());
         if Pmu::<P>::PRESENT {
             crate::log!("pmu {}", vcpu.pmu_counts());

@@ -124,26 +124,7 @@ impl PmiHost for Processor {
 
     fn open_nmis(&mut self) {
         if self.routes_nmis {
-            interrupts::while_opening(||
-            // SAFETY: IRET returns to the next instruction, with the stack, the flags and the segments as they are: it does
-            // nothing but unblock NMIs, which have a handler that leaves all registers as they were.
-            unsafe {
-                core::arch::asm!(
-                    "mov {stack}, rsp",
-                    "mov {segment:e}, ss",
-                    "push {segment}",
-                    "push {stack}",
-                    "pushfq",
-                    "mov {segment:e}, cs",
-                    "push {segment}",
-                    "lea {segment}, [rip + 2f]",
-                    "push {segment}",
-                    "iretq",
-                    "2:",
-                    stack = out(reg) _,
-                    segment = out(reg) _,
-                );
-            });
+            interrupts::while_opening(bare::unblock_nmis);
         }
     }
 

@@ -11,6 +11,33 @@ use crate::time::{Frequency, Tsc};
 /// IA32_TSC_DEADLINE (SDM Vol. 3A 12.5.4.1).
 const IA32_TSC_DEADLINE: Msr = Msr(0x6E0);
 
+// Halts until an interrupt has been served. NMIs are not held back by STI on every processor: the handler of one that comes
+// before HLT knows by the label that it was about to halt.
+core::arch::global_asm!(
+    r#"
+    .section .text.libhv_wait, "ax"
+    .globl libhv_wait
+    .globl libhv_wait_halts
+libhv_wait:
+    sti
+libhv_wait_halts:
+    hlt
+    cli
+    ret
+    .text
+    "#
+);
+
+unsafe extern "C" {
+    fn libhv_wait();
+    safe static libhv_wait_halts: u8;
+}
+
+/// Returns the address of the HLT in [`Host::wait`], which is one byte long.
+pub(super) fn halts_at() -> u64 {
+    &raw const libhv_wait_halts as u64
+}
+
 /// How the local APIC's timer is programmed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Timer {
@@ -94,7 +121,7 @@ impl Host for Processor {
 
     fn wait(&mut self) {
         // SAFETY: as in `serve_interrupts`: with interrupts held back until HLT, none is taken before it and missed.
-        unsafe { core::arch::asm!("sti", "hlt", "cli") }
+        unsafe { libhv_wait() }
     }
 }
 

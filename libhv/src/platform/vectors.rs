@@ -1,7 +1,7 @@
 //! The interrupt descriptor table and the stubs behind it.
 #![expect(unsafe_code, reason = "interrupt entry is assembly")]
 
-use super::{host_pmi, interrupts, watchdog};
+use super::{host_pmi, interrupts, processor, watchdog};
 use hermit_sync::OnceCell;
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
@@ -90,11 +90,16 @@ libhv_entered:
 );
 
 /// What the stubs call.
-extern "C" fn entered(frame: &Entered) {
+extern "C" fn entered(frame: &mut Entered) {
     match frame.vector as u8 {
         2 => {
             interrupts::serve(2);
-            if !interrupts::take_guest_nmi() {
+            if interrupts::take_guest_nmi() {
+                // What it has asked for is served before HLT, which would wait for something else then.
+                if frame.rip == processor::halts_at() {
+                    frame.rip += 1;
+                }
+            } else {
                 host_pmi::nmi(frame.rip);
                 watchdog::nmi(frame.rip, frame.rflags);
             }

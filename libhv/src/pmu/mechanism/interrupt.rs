@@ -166,3 +166,80 @@ pub(super) fn what_came<H: Host>(delivered: bool, host: &mut H) -> Pending {
     let late = host.take_guest_pmi();
     Pending { late, unseen: delivered && !late, nmi: host.take_guest_nmi() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pmu::mechanism::rig::{ONE, Rig, TestGuest};
+    use crate::pmu::{Direct, EventSelector, Passthrough};
+    use crate::sim::pmu::intel;
+
+    /// The guest's counter 0 runs over, with an interrupt.
+    fn overflow<P: PmuPolicy>(rig: &mut Rig, guest: &mut TestGuest<P>) {
+        const EVERYWHERE: u64 = 0xC0 | 3 << 16 | 1 << 20 | EventSelector::ENABLE;
+        for (msr, value) in [(0x390, 1), (0x186, EVERYWHERE), (0x4C1, (1 << 48) - 1), (0x38F, 1)] {
+            rig.wrmsr(guest, msr, value).expect("legal");
+        }
+        rig.step(guest, 3, &ONE);
+    }
+
+    fn two() -> (Rig, TestGuest<Direct<Passthrough>>, TestGuest<Passthrough>) {
+        let mut rig = Rig::intel(intel::Config::default());
+        let (direct, other) = (rig.guest(Passthrough::new().direct_interrupts()), rig.guest(Passthrough::new()));
+        (rig, direct, other)
+    }
+
+    /// T-A13: what its local APIC has not been told when it loses the processor, it is told when it comes back, once.
+    #[test]
+    fn a_guest_that_loses_the_processor_keeps_what_has_come_of_its_interrupts() {
+        let (mut rig, mut guest, mut other) = two();
+        rig.resume(&mut guest);
+        assert!(rig.registers.nmis_passed);
+        overflow(&mut rig, &mut guest);
+        assert_eq!((guest.interrupts, guest.exits), (1, 0));
+        rig.pause(&mut guest);
+        rig.resume(&mut other);
+        assert!(!rig.registers.nmis_passed, "NMIs leave a guest that has not asked for them");
+        assert_eq!(other.mechanism.take_any(&mut rig.host), Came::Nothing, "it is the other's");
+        overflow(&mut rig, &mut other);
+        assert_eq!((other.interrupts, other.exits), (1, 1));
+        rig.pause(&mut other);
+        rig.resume(&mut guest);
+        assert!(rig.registers.nmis_passed);
+        assert_eq!([0; 2].map(|_| guest.mechanism.take_any(&mut rig.host)), [Came::ToGuest, Came::Nothing]);
+        assert_eq!(guest.interrupts, 1);
+    }
+
+    /// T-A12, T-A13.
+    #[test]
+    fn one_that_meets_the_host_when_its_guest_leaves_is_delivered_when_it_comes_back() {
+        let (mut rig, mut guest, mut other) = two();
+        rig.resume(&mut guest);
+        rig.host.arrived = true;
+        rig.pause(&mut guest);
+        rig.resume(&mut other);
+        assert_eq!(other.interrupts, 0);
+        rig.pause(&mut other);
+        rig.resume(&mut guest);
+        assert_eq!((guest.interrupts, other.interrupts), (1, 0));
+        assert_eq!(guest.mechanism.take_any(&mut rig.host), Came::Nothing);
+    }
+
+    /// An entry that delivers once is told of once, and again after it has been routed again.
+    #[test]
+    fn each_delivery_is_told_of_once() {
+        let (mut rig, mut guest, _) = two();
+        rig.resume(&mut guest);
+        for _ in 0..3 {
+            overflow(&mut rig, &mut guest);
+            assert_eq!([0; 2].map(|_| guest.mechanism.take_any(&mut rig.host)), [Came::ToGuest, Came::Nothing]);
+            rig.mirror(&mut guest, true);
+        }
+        overflow(&mut rig, &mut guest);
+        rig.mirror(&mut guest, false);
+        assert!(!rig.registers.nmis_passed);
+        overflow(&mut rig, &mut guest);
+        assert_eq!([0; 2].map(|_| guest.mechanism.take_any(&mut rig.host)), [Came::ToGuest, Came::Nothing]);
+        assert_eq!(guest.interrupts, 4);
+    }
+}

@@ -231,3 +231,27 @@ proptest! {
         prop_assert_eq!(direct.machine.host_nmis(), 0);
     }
 }
+
+/// An NMI of the counters waits for the IRET of an NMI's handler, which unmasks the entry and then makes it another: it is
+/// not lost where NMIs leave the guest again.
+#[test]
+fn an_nmi_that_waits_is_not_lost_when_the_guest_gives_its_entry_a_vector() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        for in_nmi in [&[Act::Entry(PMI as u32)][..], &[Act::Entry(NMI), Act::Entry(PMI as u32)], &[Act::Apic]] {
+            let body = [Act::Entry(NMI), Act::Nmi, Act::Nops(3)];
+            // It overflows after each number of instructions: somewhere it does in the handler.
+            let waits: usize = (1..40)
+                .map(|to_go| {
+                    let body = [&[body[0], Act::Counter(to_go)], &body[1..]].concat();
+                    let program = any_program(mode, &body, in_nmi, &[]);
+                    let by_exits = run_unmapped(Passthrough::new(), 0, 0, &program);
+                    let direct = run_unmapped(Passthrough::new().direct_interrupts(), 0, 0, &program);
+                    assert_eq!(seen(&direct), seen(&by_exits), "{mode:?}, {in_nmi:?}, {to_go}");
+                    assert_eq!(direct.counts.interrupts, by_exits.counts.interrupts);
+                    usize::from(direct.interrupts(Event::Nmi) == 2)
+                })
+                .sum();
+            assert!(waits > 0);
+        }
+    }
+}

@@ -34,7 +34,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         loop {
             match self.pmu.take_any(world.host) {
                 Came::Nothing => return,
-                came => self.tell_apic(came, world),
+                came => {
+                    self.pmu.settle(&mut self.backend);
+                    self.tell_apic(came, world);
+                }
             }
         }
     }
@@ -88,6 +91,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[cold]
     pub(super) fn guest_nmi<H: Host>(&mut self, world: &mut World<'_, H>) {
         let came = self.pmu.left_by_nmi(world.host);
+        self.pmu.settle(&mut self.backend);
         self.tell_apic(came, world);
         self.mirror_pmu(world);
     }

@@ -132,6 +132,9 @@ impl<P: PmuPolicy, A: Appliance> Hypervisor<P, A> {
         }
         let mut nested = NestedTables::new(&mut machine.frames(), largest)?;
         nested.map_all(&mut machine.frames(), &memory)?;
+        if P::PARAVIRTUAL {
+            nested.prepare_read_only(&mut machine.frames())?;
+        }
         let backend = make(machine, nested)?;
         let counters =
             if Pmu::<P>::PRESENT || P::HOST_COUNTS || lends::<P>() { machine.pmu_capability() } else { None };

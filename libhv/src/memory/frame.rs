@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "turns frames into references: one place for every structure the processor reads")]
 
 use crate::address::PAGE_SIZE;
+use alloc::vec::Vec;
 use core::ptr::NonNull;
 use x86_64::PhysAddr;
 
@@ -67,6 +68,43 @@ pub unsafe trait FrameSource {
     fn allocate(&mut self, count: usize) -> Option<Frames>;
     /// Takes frames back. No processor reads them any more.
     fn release(&mut self, frames: Frames);
+}
+
+/// Single frames that are kept by for later.
+#[derive(Debug, Default)]
+pub struct Spare(Vec<Frames>);
+
+impl Spare {
+    /// Takes frames from `source` until there are `count`; returns whether there are.
+    pub fn fill(&mut self, source: &mut impl FrameSource, count: usize) -> bool {
+        while self.0.len() < count {
+            match source.allocate(1) {
+                Some(frame) => self.0.push(frame),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// Returns how many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+// SAFETY: what `allocate` returns came from another source as a single frame of zeros, or was zeroed in `release`.
+unsafe impl FrameSource for Spare {
+    fn allocate(&mut self, count: usize) -> Option<Frames> {
+        if count == 1 { self.0.pop() } else { None }
+    }
+
+    /// Keeps a single frame; more than one are never given out.
+    fn release(&mut self, mut frames: Frames) {
+        if frames.count() == 1 {
+            frames.words_mut().fill(0);
+            self.0.push(frames);
+        }
+    }
 }
 
 /// Frames from the heap whose "physical" address is their address: for host tests and `sim`.

@@ -43,15 +43,26 @@ impl Region {
 }
 
 /// The guest's memory as the host sees it: regions sorted by address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GuestMemory {
     regions: Vec<Region>,
+    /// The first address of a page that is written by [`write_page`](Self::write_page) alone; [`NO_PAGE`] for none.
+    read_only: u64,
+}
+
+/// An address far from all that is memory.
+const NO_PAGE: u64 = 1 << 63;
+
+impl Default for GuestMemory {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl GuestMemory {
     /// Makes a guest memory without a byte in it.
     pub const fn new() -> Self {
-        Self { regions: Vec::new() }
+        Self { regions: Vec::new(), read_only: NO_PAGE }
     }
 
     /// Makes a guest memory of `bytes` zeroed bytes from guest-physical 0, on the heap: for host tests and `sim`.
@@ -85,6 +96,29 @@ impl GuestMemory {
     /// Returns the regions, sorted by address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// Has one page be read-only from now on, as ROM is: writes to it are ignored, but for those of
+    /// [`write_page`](Self::write_page). Nested paging has the guest's own writes leave it.
+    pub fn set_read_only(&mut self, page: Option<Gpa>) {
+        self.read_only = page.map_or(NO_PAGE, Gpa::as_u64);
+    }
+
+    /// Returns the page that is read-only.
+    pub fn read_only(&self) -> Option<Gpa> {
+        (self.read_only != NO_PAGE).then(|| Gpa::new(self.read_only))
+    }
+
+    /// Returns whether the byte at `address` can only be read.
+    #[inline]
+    pub fn is_read_only(&self, address: Gpa) -> bool {
+        address.as_u64() & !(PAGE_SIZE - 1) == self.read_only
+    }
+
+    /// Returns whether any of `bytes` bytes, at least one, can only be read.
+    #[inline]
+    fn touches_read_only(&self, address: Gpa, bytes: u64) -> bool {
+        address.as_u64().wrapping_sub(self.read_only).wrapping_add(bytes - 1) < PAGE_SIZE + bytes - 1
     }
 
     /// Returns whether all of `bytes` bytes at `address` are memory, in one region.
@@ -125,18 +159,43 @@ impl GuestMemory {
         self.read(address.wrapping_add(here as u64), rest)
     }
 
-    /// Writes bytes, which may lie across regions that touch.
+    /// Writes bytes, which may lie across regions that touch; what of them lies in a read-only page is ignored.
     ///
     /// # Errors
     /// [`NotMemory`] with the first address that is not memory; what lies before it has been written.
     #[inline]
     pub fn write(&mut self, address: Gpa, from: &[u8]) -> core::result::Result<(), NotMemory> {
+        if self.read_only != NO_PAGE {
+            return self.write_around(address, from);
+        }
+        self.write_through(address, from)
+    }
+
+    /// Writes bytes, and skips those of the page that can only be read.
+    #[cold]
+    fn write_around(&mut self, address: Gpa, from: &[u8]) -> core::result::Result<(), NotMemory> {
+        let (mut address, mut rest) = (address, from);
+        while !rest.is_empty() {
+            let here = ((PAGE_SIZE - address.page_offset()) as usize).min(rest.len());
+            let (page, after) = rest.split_at(here);
+            if self.is_read_only(address) {
+                self.find(address)?;
+            } else {
+                self.write_through(address, page)?;
+            }
+            (address, rest) = (address.wrapping_add(here as u64), after);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn write_through(&mut self, address: Gpa, from: &[u8]) -> core::result::Result<(), NotMemory> {
         let (region, offset) = self.find(address)?;
         let here = (region.window.len() - offset).min(from.len());
         let (first, rest) = from.split_at(here);
         region.window.write(offset, first).ok_or(NotMemory(address))?;
         self.landed(address, here as u64);
-        if rest.is_empty() { Ok(()) } else { self.write(address.wrapping_add(here as u64), rest) }
+        if rest.is_empty() { Ok(()) } else { self.write_through(address.wrapping_add(here as u64), rest) }
     }
 
     /// Reads a number; in one access where it is aligned.
@@ -169,14 +228,17 @@ impl GuestMemory {
     #[inline]
     pub fn write_number(&mut self, address: Gpa, width: Width, value: u64) -> core::result::Result<(), NotMemory> {
         let (region, offset) = self.find(address)?;
-        if region.window.write_number(offset, width, value).is_none() {
+        if self.touches_read_only(address, width.bytes() as u64)
+            || region.window.write_number(offset, width, value).is_none()
+        {
             return self.write(address, &value.to_le_bytes()[..width.bytes()]);
         }
         self.landed(address, width.bytes() as u64);
         Ok(())
     }
 
-    /// Has `write` write words of 64 bits to the 4 KiB page at `page`, one after the other as another processor sees it.
+    /// Has `write` write words of 64 bits to the 4 KiB page at `page`, one after the other as another processor sees it: also to a
+    /// page that is read-only.
     /// This is the shortest way to several words that belong together.
     ///
     /// # Errors
@@ -203,6 +265,10 @@ impl GuestMemory {
         new: u64,
     ) -> core::result::Result<core::result::Result<u64, u64>, NotMemory> {
         let (region, offset) = self.find(address)?;
+        if self.is_read_only(address) {
+            let now = region.window.read_number(offset, width).ok_or(NotMemory(address))?;
+            return Ok(if now == current { Ok(now) } else { Err(now) });
+        }
         let outcome = region.window.compare_exchange(offset, width, current, new).ok_or(NotMemory(address))?;
         if outcome.is_ok() {
             self.landed(address, width.bytes() as u64);
@@ -262,6 +328,46 @@ mod tests {
         for (start, bytes) in [(0x1000, 0x1000), (0x2800, 0x1000), (0x3000, 0), (0x1F000, 0x10_0800)] {
             let mut memory = two_regions_that_touch();
             assert_eq!(memory.add(Gpa::new(start), Window::leaked(bytes)), Err(Error::BadRegion(start)));
+        }
+    }
+
+    proptest! {
+        /// B8: by whatever door, what lies beside the page is written and the page is not.
+        #[test]
+        fn a_page_that_is_read_only_is_left_alone_by_every_write_but_its_own(
+            start in 0x0FC0u64..0x2FF8, length in 1usize..64, shift in 0usize..4, way in 0usize..3,
+        ) {
+            let width = Width::from_bytes(1 << shift).expect("a power of two up to 8");
+            let mut memory = two_regions_that_touch();
+            let page = Gpa::new(0x1000);
+            memory.write_page(page, |words| (0..512).for_each(|number| words.set(number, 0x5555_5555_5555_5555))).expect("a page");
+            memory.set_read_only(Some(page));
+            let (at, length) = match way {
+                0 => (start, length.min((0x3000 - start) as usize)),
+                1 => (start, width.bytes()),
+                _ => (start & !7, width.bytes()),
+            };
+            match way {
+                0 => memory.write(Gpa::new(at), &[0xAA; 64][..length]).expect("inside"),
+                1 => memory.write_number(Gpa::new(at), width, 0xAAAA_AAAA_AAAA_AAAA).expect("inside"),
+                _ => {
+                    let now = memory.read_number(Gpa::new(at), width).expect("inside");
+                    let exchanged = memory.compare_exchange(Gpa::new(at), width, now, 0xAAAA_AAAA_AAAA_AAAA & width.mask());
+                    prop_assert_eq!(exchanged, Ok(Ok(now)));
+                    prop_assert_eq!(memory.compare_exchange(Gpa::new(at), width, 1, 2).map(|lost| lost.is_err()), Ok(true));
+                }
+            }
+            for address in (0x0F00..0x3000).map(Gpa::new) {
+                let inside = (at..at + length as u64).contains(&address.as_u64());
+                let expected = match address.as_u64() {
+                    0x1000..0x2000 => 0x55,
+                    _ if inside => 0xAA,
+                    _ => 0,
+                };
+                prop_assert_eq!(memory.read_number(address, Width::Byte), Ok(expected), "{:?}", address);
+            }
+            memory.write_page(page, |words| words.set(511, 7)).expect("a page");
+            prop_assert_eq!(memory.read_number(Gpa::new(0x1FF8), Width::Qword), Ok(7));
         }
     }
 

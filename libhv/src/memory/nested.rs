@@ -1,7 +1,7 @@
 //! Nested tables: what maps guest-physical to host-physical addresses. One walker serves EPT and NPT, which differ in
 //! their entries alone.
 
-use super::frame::{FrameSource, Frames};
+use super::frame::{FrameSource, Frames, Spare};
 use super::guest::GuestMemory;
 use super::window::GuestFrames;
 use crate::address::{Gpa, PAGE_SIZE};
@@ -105,6 +105,9 @@ pub struct NestedTables<E> {
     tables: Vec<Frames>,
     root: PhysAddr,
     largest: Level,
+    /// Frames for the tables that one page of its own needs.
+    spare: Spare,
+    read_only: Option<ReadOnly>,
     format: PhantomData<E>,
 }
 
@@ -121,7 +124,14 @@ impl<E: NestedEntry> NestedTables<E> {
     pub fn new(source: &mut impl FrameSource, largest: Level) -> Result<Self> {
         let root = source.allocate(1).ok_or(NO_TABLE)?;
         let physical = root.physical();
-        Ok(Self { tables: vec![root], root: physical, largest, format: PhantomData })
+        Ok(Self {
+            tables: vec![root],
+            root: physical,
+            largest,
+            spare: Spare::default(),
+            read_only: None,
+            format: PhantomData,
+        })
     }
 
     /// Returns the physical address of the root table.
@@ -397,6 +407,9 @@ fn below(level: Option<Level>) -> Option<Level> {
         Some(level) => level.smaller(),
     }
 }
+
+mod read_only;
+use read_only::ReadOnly;
 
 #[cfg(test)]
 mod tests;

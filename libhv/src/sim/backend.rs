@@ -3,9 +3,11 @@
 use super::check;
 use super::processor::{Left, Processor, Record, Shadow, Vendor};
 use super::program::Op;
+use crate::address::Gpa;
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::memory::GuestMemory;
+use crate::memory::nested::Access;
 use crate::registers::{ControlRegister, DescriptorTable, EntryState, GuestState};
 use crate::time::Tsc;
 use crate::vcpu::{Backend, Offers};
@@ -164,6 +166,20 @@ impl Backend for Processor {
 
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
         self.tables
+    }
+
+    fn set_read_only(&mut self, page: Option<Gpa>) -> bool {
+        if page.is_some_and(|page| self.nested.access(page).is_none()) {
+            return false;
+        }
+        let before = core::mem::replace(&mut self.read_only, page);
+        for (page, access) in [(before, Access::ALL), (page, Access::READ_EXECUTE)] {
+            if let Some(page) = page {
+                self.nested.set(page, Some(access));
+            }
+        }
+        self.flush_nested();
+        true
     }
 
     fn flush_nested(&mut self) {

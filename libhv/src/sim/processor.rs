@@ -83,6 +83,8 @@ pub struct Processor {
     pub(super) wires: Rc<Wires>,
     pub(super) memory: GuestMemory,
     pub(super) nested: NestedMap,
+    /// The page that [`Backend::set_read_only`](crate::vcpu::Backend::set_read_only) named.
+    pub(super) read_only: Option<Gpa>,
     pub(super) first: u32,
     pub(super) ops: Vec<Option<(Op, u8)>>,
     pub(super) handlers: BTreeMap<u8, u32>,
@@ -172,6 +174,7 @@ impl Processor {
             wires: machine.wires(),
             memory: own,
             nested: NestedMap::new(bytes),
+            read_only: None,
             first,
             ops,
             handlers: program.handlers.clone(),

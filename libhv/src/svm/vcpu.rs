@@ -9,6 +9,7 @@ use super::instructions;
 use super::msr;
 use super::npt::NptEntry;
 use super::vmcb::*;
+use crate::address::Gpa;
 use crate::emulate::{Opcode, control_access, next_instruction};
 use crate::error::{EntryFailure, Error, Result};
 use crate::exit::{ControlAccess, Event, Exit, GuestOwnedMsr, Msr, RawExit};
@@ -451,6 +452,10 @@ impl Backend for Svm {
 
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
         self.vmcb.save.tables()
+    }
+
+    fn set_read_only(&mut self, page: Option<Gpa>) -> bool {
+        self.nested.set_read_only(page).inspect(|_| self.flush_nested()).is_some()
     }
 
     fn flush_nested(&mut self) {

@@ -1,5 +1,6 @@
 //! What a virtualization backend does: enter, tell why the guest left, and carry out what was decided.
 
+use crate::address::Gpa;
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::hw::PmuHardware;
@@ -115,6 +116,13 @@ pub trait Backend: GuestState + VectorState + PmuHardware {
 
     /// Returns GDTR and IDTR.
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable);
+
+    /// Has nested paging keep the guest from writing to one page of its memory from the next entry on, instead of the one
+    /// before; `None` for none. A write is an [`Exit::NestedPageFault`] then. Returns whether it can: nothing has changed if
+    /// not.
+    fn set_read_only(&mut self, page: Option<Gpa>) -> bool {
+        page.is_none()
+    }
 
     /// Has the next entry forget what the processor remembers of this guest's nested translations.
     fn flush_nested(&mut self);

@@ -7,9 +7,11 @@
 use super::cpuid::CpuidTable;
 use super::own::UNKNOWN_HYPERCALL;
 use super::{Appliance, Backend, Vcpu, World};
-use crate::exit::Resolution;
+use crate::exit::{NestedPageFault, Resolution, StopReason};
 use crate::hw::Host;
-use crate::pmu::paravirt::abi::{FEATURE_HARDWARE, FEATURE_PAGE, FEATURE_SOFTWARE, MAX_EVENTS, VERSION};
+use crate::pmu::paravirt::abi::{
+    FEATURE_HARDWARE, FEATURE_PAGE, FEATURE_SOFTWARE, MAX_EVENTS, Operation, Refusal, VERSION,
+};
 use crate::pmu::paravirt::lent::{AtHand, Lender, lends};
 use crate::pmu::paravirt::{Call, Paravirt, status};
 use crate::pmu::{PmuPolicy, Retired};
@@ -51,8 +53,16 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             self.backend.set_gpr(Gpr::Rax, UNKNOWN_HYPERCALL);
             return Resolution::Complete;
         };
-        let answer = paravirt.hypercall(call, world.memory, &self.trace, source!(self));
+        let answer = match call.operation {
+            Operation::Page => paravirt.check_page(call.address, world.memory).and_then(|()| {
+                let protected = self.backend.set_read_only(Some(call.address));
+                if protected { Ok(()) } else { Err(Refusal::NotProtected) }
+            }),
+            _ => Ok(()),
+        };
+        let answer = answer.and_then(|()| paravirt.hypercall(call, world.memory, &self.trace, source!(self)));
         self.asked = paravirt.asked();
+        self.protect_page(world);
         self.backend.set_gpr(Gpr::Rax, status(answer).into());
         if let Some(lender) = &mut self.lender {
             lender.route(&mut self.backend, world.host);
@@ -65,6 +75,49 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         self.backend.advance(world.memory);
         self.credit_lent(before & after);
         Resolution::Retry
+    }
+
+    /// Has the guest find its page of counters, where there is one, as ROM.
+    fn protect_page<H: Host>(&mut self, world: &mut World<'_, H>) {
+        let page = self.paravirt.as_ref().and_then(|paravirt| paravirt.page());
+        if page != world.memory.read_only() {
+            world.memory.set_read_only(page);
+            self.backend.set_read_only(page);
+        }
+    }
+
+    /// Gives the page of counters up.
+    #[cold]
+    fn give_up_page<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if let Some(paravirt) = &mut self.paravirt {
+            paravirt.give_up_page(world.memory);
+            self.asked = paravirt.asked();
+        }
+        self.protect_page(world);
+    }
+
+    /// The guest has written to its page of counters: that is ignored. What cannot be ignored, because no instruction did
+    /// it that can be executed here, has the page given up: it takes effect in the guest's own memory.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn write_to_page<H: Host>(
+        &mut self,
+        fault: NestedPageFault,
+        world: &mut World<'_, H>,
+        now: Tsc,
+    ) -> Resolution {
+        if let Some(event) = self.backend.take_interrupted() {
+            self.give_up_page(world);
+            self.deliver_again(event);
+            return Resolution::Retry;
+        }
+        match self.emulate(Some(&fault), world, now) {
+            Resolution::Stop(StopReason::Unemulated(_)) => {
+                self.give_up_page(world);
+                Resolution::Retry
+            }
+            resolution => resolution,
+        }
     }
 
     /// Returns the counters lent that count an instruction of the guest's now.

@@ -141,6 +141,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// An access to what is not memory goes to the devices, instruction by instruction.
     fn nested_page_fault<H: Host>(&mut self, fault: NestedPageFault, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        if P::PARAVIRTUAL && world.memory.is_read_only(fault.gpa) {
+            return self.write_to_page(fault, world, now);
+        }
         // Memory is mapped whole: a fault there is none of the devices'.
         if world.memory.contains(fault.gpa, 1) && !fault.page_walk {
             return Resolution::NotMine;
@@ -163,7 +166,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         self.emulate(Some(&fault), world, now)
     }
 
-    fn emulate<H: Host>(&mut self, fault: Option<&NestedPageFault>, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    pub(super) fn emulate<H: Host>(
+        &mut self,
+        fault: Option<&NestedPageFault>,
+        world: &mut World<'_, H>,
+        now: Tsc,
+    ) -> Resolution {
         if Pmu::<P>::DIRECT
             && let Some(fault) = fault
         {

@@ -135,7 +135,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// The exit came in the middle of a delivery: it begins anew.
     #[cold]
-    fn deliver_again(&mut self, event: Event) {
+    pub(super) fn deliver_again(&mut self, event: Event) {
         if self.backend.injected().is_none() {
             self.backend.inject(event);
         } else {

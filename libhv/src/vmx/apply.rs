@@ -6,6 +6,7 @@ use super::event::{self, Injection};
 use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility, SecondaryControls};
 use super::vmcs::Window;
 use super::{Deliveries, Vmx, entry, field, msr, timer};
+use crate::address::Gpa;
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::hw::{bare, vector};
@@ -206,6 +207,10 @@ impl Backend for Vmx {
 
     fn descriptor_tables(&self) -> (DescriptorTable, DescriptorTable) {
         self.tables()
+    }
+
+    fn set_read_only(&mut self, page: Option<Gpa>) -> bool {
+        self.nested.set_read_only(page).inspect(|_| self.flush_nested()).is_some()
     }
 
     fn flush_nested(&mut self) {

@@ -109,9 +109,10 @@ numbers! {
         Disable = 4,
         /// EBX: an event. Writes its result block; counting goes on.
         Read = 5,
-        /// ECX, EDX: a page. Keeps the page of counters there from now on, instead of where it was.
+        /// ECX, EDX: a page. Keeps the page of counters there from now on, instead of where it was: there the guest's
+        /// memory is as it was before.
         Page = 6,
-        /// Gives the page of counters up: the host does not write it any more.
+        /// Gives the page of counters up: the guest's memory is there again as it was before Page.
         PageOff = 7,
         /// Closes all events and gives the page up, as a reset of the guest does.
         Reset = 8,
@@ -356,10 +357,10 @@ block! {
 
 block! {
     /// A saved state: all that a virtual processor's paravirtual events are, for snapshots and migration.
-    State: 2144 {
+    State: 6240 {
         /// VERSION.
         0x000 version: u32,
-        /// 2144.
+        /// 6240.
         0x004 length: u32,
         /// Flags of a state.
         0x008 flags: u64,
@@ -381,5 +382,7 @@ block! {
         0x060 exits: [u64; 64],
         /// The events, by their identifiers.
         0x260 events: [SavedEvent; 16],
+        /// What of the guest's memory is under the page of counters; 0 without.
+        0x860 under: [u64; 512],
     }
 }

@@ -51,12 +51,11 @@ impl Paravirt {
             Operation::Read => self.report(call.id, false, memory, trace, source),
             Operation::Page => self.take_page(call.address, memory),
             Operation::PageOff => {
-                self.page = None;
-                self.ask();
+                self.give_up_page(memory);
                 Ok(())
             }
             Operation::Reset => {
-                self.reset(source);
+                self.reset(memory, source);
                 Ok(())
             }
         }
@@ -177,16 +176,25 @@ impl Paravirt {
         Ok(())
     }
 
-    fn take_page(&mut self, address: Gpa, memory: &GuestMemory) -> Answer {
+    fn take_page(&mut self, address: Gpa, memory: &mut GuestMemory) -> Answer {
         self.check_page(address, memory)?;
-        self.page = Some(address);
+        if self.page != Some(address) {
+            self.give_up_page(memory);
+            for (number, word) in (0..).zip(&mut self.under) {
+                *word = memory.word(address.wrapping_add(8 * number)).ok_or(Refusal::BadAddress)?;
+            }
+            self.page = Some(address);
+        }
         self.more |= FRESH;
         self.ask();
         Ok(())
     }
 
     /// Checks that the page of counters may stand at `address`.
-    pub(super) fn check_page(&self, address: Gpa, memory: &GuestMemory) -> Answer {
+    ///
+    /// # Errors
+    /// What a call that names it is answered.
+    pub fn check_page(&self, address: Gpa, memory: &GuestMemory) -> Answer {
         if address.page_offset() != 0 {
             return Err(Refusal::Unaligned);
         }

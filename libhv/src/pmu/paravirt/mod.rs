@@ -26,7 +26,8 @@ pub use policy::Paravirtual;
 pub use saved::BadState;
 pub use source::{CounterId, CounterSource, HardwareEvent, NotLent};
 
-use crate::address::Gpa;
+use crate::address::{Gpa, PAGE_SIZE};
+use crate::memory::GuestMemory;
 use crate::trace::Trace;
 use abi::{MAX_EVENTS, REASONS, Reason, Software};
 use event::Event;
@@ -40,6 +41,9 @@ const DUE: u32 = 1 << MAX_EVENTS;
 const FRESH: u32 = DUE << 1;
 /// Words of the page have changed that not every exit changes.
 const DIRTY: u32 = DUE << 2;
+
+/// Words of 64 bits in a page.
+const PAGE_WORDS: usize = (PAGE_SIZE / 8) as usize;
 
 /// What a call answers: done, or why not.
 pub type Answer = Result<(), Refusal>;
@@ -59,6 +63,8 @@ pub const fn status(answer: Answer) -> u32 {
 pub struct Paravirt {
     events: [Option<Event>; MAX_EVENTS as usize],
     page: Option<Gpa>,
+    /// What of the guest's own stood where the page is.
+    under: [u64; PAGE_WORDS],
     sequence: u64,
     /// Exits before this processor was restored here, less those that its trace held then.
     origin: [u64; REASONS],
@@ -86,6 +92,7 @@ impl Paravirt {
         Self {
             events: [const { None }; MAX_EVENTS as usize],
             page: None,
+            under: [0; PAGE_WORDS],
             sequence: 0,
             origin: [0; REASONS],
             stolen_ticks: 0,
@@ -99,11 +106,27 @@ impl Paravirt {
     }
 
     /// Closes all events and gives the page up: the guest was reset, or asks for as much.
-    pub fn reset(&mut self, source: &mut impl CounterSource) {
+    pub fn reset(&mut self, memory: &mut GuestMemory, source: &mut impl CounterSource) {
+        self.give_up_page(memory);
+        self.close_all(source);
+        self.ask();
+    }
+
+    fn close_all(&mut self, source: &mut impl CounterSource) {
         for event in self.events.iter_mut().filter_map(Option::take) {
             event.release(source);
         }
-        (self.page, self.overflowed, self.more) = (None, 0, 0);
+        (self.overflowed, self.more) = (0, 0);
+    }
+
+    /// Gives the page up, where there is one: the guest's memory is there again as it was.
+    pub fn give_up_page(&mut self, memory: &mut GuestMemory) {
+        if let Some(page) = self.page.take() {
+            // The page was memory when the guest named it, and memory stays.
+            let _ = memory.write_page(page, |words| {
+                self.under.iter().enumerate().for_each(|(number, word)| words.set(number, *word));
+            });
+        }
         self.ask();
     }
 

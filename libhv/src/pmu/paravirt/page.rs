@@ -2,7 +2,7 @@
 //! up to date, by the words that changed.
 
 use super::abi::{PageBlock, Reason, VERSION};
-use super::{DIRTY, DUE, FRESH, Paravirt, WATCHED};
+use super::{DIRTY, DUE, FRESH, PAGE_WORDS, Paravirt, WATCHED};
 use crate::memory::GuestMemory;
 use crate::trace::{Kind, Trace};
 use core::mem::offset_of;
@@ -108,11 +108,11 @@ impl Paravirt {
         let (odd, even) = (self.sequence.wrapping_add(1), self.sequence.wrapping_add(2));
         self.sequence = even;
         let _ = memory.write_page(page, |words| words.set(SEQUENCE, odd));
-        if fresh {
-            let empty = PageBlock { version: VERSION, length: PageBlock::LENGTH, sequence: odd, ..PageBlock::zeroed() };
-            let _ = memory.write(page, &empty.to_bytes());
-        }
         let _ = memory.write_page(page, |words| {
+            if fresh {
+                (0..PAGE_WORDS).filter(|number| *number != SEQUENCE).for_each(|number| words.set(number, 0));
+                words.set(0, u64::from(VERSION) | u64::from(PageBlock::LENGTH) << 32);
+            }
             words.set(OVERFLOWED, self.overflowed);
             words.set(STOLEN_TICKS, self.stolen_ticks);
             words.set(INJECTED_PMIS, self.injected_pmis);

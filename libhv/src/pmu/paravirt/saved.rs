@@ -48,7 +48,7 @@ impl Paravirt {
             ..State::zeroed()
         };
         if let Some(page) = self.page {
-            (state.flags, state.page) = (STATE_PAGE, page.as_u64());
+            (state.flags, state.page, state.under) = (STATE_PAGE, page.as_u64(), self.under);
         }
         for (number, exits) in (0..).zip(&mut state.exits) {
             *exits = Reason::from_number(number).map_or(0, |reason| self.exits(reason, trace));
@@ -84,12 +84,12 @@ impl Paravirt {
         let mut paravirt = Self::of_head(state, trace)?;
         if state.flags & STATE_PAGE != 0 {
             paravirt.check_page(Gpa::new(state.page), memory).map_err(BadState::Page)?;
-            paravirt.page = Some(Gpa::new(state.page));
+            (paravirt.page, paravirt.under) = (Some(Gpa::new(state.page)), state.under);
             paravirt.more |= FRESH;
         }
         for (id, saved) in (0..).zip(&state.events) {
             if let Err(why) = paravirt.resume(id, saved, memory, trace, source) {
-                paravirt.reset(source);
+                paravirt.close_all(source);
                 return Err(why);
             }
         }
@@ -99,7 +99,7 @@ impl Paravirt {
 
     fn of_head(state: &State, trace: &Trace) -> Result<Self, BadState> {
         check_header(state.version, state.length, State::LENGTH).map_err(BadState::Head)?;
-        let no_page = state.flags & STATE_PAGE == 0 && state.page != 0;
+        let no_page = state.flags & STATE_PAGE == 0 && (state.page != 0 || state.under.iter().any(|word| *word != 0));
         let unknown = state.exits.iter().skip(Reason::ALL.len()).chain(&state.reserved).any(|&word| word != 0);
         if state.flags & !(STATE_PAGE | STATE_DUE) != 0 || no_page || unknown || !state.sequence.is_multiple_of(2) {
             return Err(BadState::Head(Refusal::ReservedBits));

@@ -83,10 +83,16 @@ guest runs. Reading it does not leave the guest. The guest names the page, and n
 memory that the guest's own tables map and give to its users, it takes no address that an operating system would have to be
 told of, and nobody who does not ask has one.
 
-Users read it where the guest's own page tables let them, and those tables are what keeps it from being written: nested paging
-does not, because memory is mapped by large pages, and no frames are at hand for smaller tables while a guest runs. A guest
-that writes to the page deceives itself and nobody else: the host reads nothing from it, writes each word again when it next
-changes, and all of it when the guest calls Page again. What of the page is not described here stays as the guest left it.
+Nobody but the host writes to it: nested paging maps it read-only, all 4096 bytes, and what is not described here is 0. To
+the guest it is ROM. A store to it is ignored and the guest goes on after it; it is an exit for reason 6 and an instruction
+executed in software. Guests' devices do not write to it either. A write that is no store of an instruction that the host
+executes in software (the frame of an interrupt or exception, the marks that a processor leaves in page tables, stores by
+x87, MMX, AVX-512, FXSAVE and XSAVE) is not ignored: the host then gives the page up, as PageOff does, and the write takes
+effect in the guest's memory. A guest that uses the page as stack or page table has no page of counters any more, and goes on.
+
+What stood in the guest's memory there comes back when the page moves or is given up, by whichever of these it is. A reader
+that could meet that moment looks at `version`, which is not VERSION in a page that was clear before it was named. No result
+block may lie in the page.
 
 ";
 

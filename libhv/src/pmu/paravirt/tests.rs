@@ -5,6 +5,7 @@ mod model;
 use super::abi::*;
 use super::request::{Counted, Request};
 use super::*;
+use crate::exit::Width;
 use crate::memory::GuestMemory;
 use crate::trace::Kind;
 use model::{Lab, MEMORY, RESULTS, World};
@@ -112,21 +113,28 @@ fn a_halted_guest_is_not_stolen_from() {
     assert_eq!((world.page(0x3000).stolen_ticks, world.page(0x3000).sequence), (before + 7, sequence + 4));
 }
 
-/// All the host writes while a reader may look is between an odd and an even sequence.
+/// Requirement B8.
 #[test]
-fn a_page_that_is_moved_or_given_up_is_left_as_it_was() {
+fn a_page_that_is_moved_or_given_up_is_the_guests_memory_again() {
     let mut world = World::new();
+    for (address, value) in [(0x3000, 7), (0x3FF8, 8), (0x4100, 9)] {
+        world.memory.write_number(Gpa::new(address), Width::Qword, value).expect("memory");
+    }
+    let word = |world: &World, address| world.memory.read_number(Gpa::new(address), Width::Qword).expect("memory");
     assert_eq!(world.call(Operation::Page, 0, 0x3000), Ok(()));
+    assert_eq!((word(&world, 0x3000), word(&world, 0x3FF8)), (1 | 768 << 32, 0), "all of it is the host's");
     world.exit(Kind::Cpuid, 1);
+    assert_eq!(world.call(Operation::Page, 0, 0x4008), Err(Refusal::Unaligned));
+    assert_eq!(world.page(0x3000).exits[0], 1, "refused, it stays where it is");
     assert_eq!(world.call(Operation::Page, 0, 0x4000), Ok(()));
-    let left = world.page(0x3000);
-    assert_eq!((left.exits[0], left.sequence % 2), (1, 0));
+    assert_eq!((word(&world, 0x3000), word(&world, 0x3FF8)), (7, 8));
     world.exit(Kind::Cpuid, 1);
-    assert_eq!((world.page(0x3000), world.page(0x4000).exits[0]), (left, 2));
+    assert_eq!((word(&world, 0x3010), world.page(0x4000).exits[0]), (0, 2));
+    assert_eq!(world.call(Operation::Page, 0, 0x4000), Ok(()));
     assert_eq!(world.call(Operation::PageOff, 0, 0), Ok(()));
-    let left = world.page(0x4000);
+    assert_eq!((word(&world, 0x4000), word(&world, 0x4100)), (0, 9), "named twice, it is given up once");
     world.exit(Kind::Cpuid, 1);
-    assert_eq!(world.page(0x4000), left);
+    assert_eq!((word(&world, 0x4000), word(&world, 0x4100)), (0, 9));
 }
 
 #[test]
@@ -147,6 +155,7 @@ fn a_bad_state_is_refused_by_the_checks_of_calls_and_takes_no_counter() {
     let hardware = Counted::Hardware(HardwareEvent::new(0xC0).expect("a legal selector"));
     assert_eq!(world.open(&request(0, hardware)), Ok(()));
     assert_eq!(world.open(&Request { period: 10, ..request(1, EXITS) }), Ok(()));
+    world.memory.write_number(Gpa::new(0x3800), Width::Qword, 1).expect("memory");
     assert_eq!(world.call(Operation::Page, 0, 0x3000), Ok(()));
     let good = world.paravirt.save(&world.trace, &mut world.lab);
     let event = |id, why| BadState::Event { id, why };
@@ -159,6 +168,7 @@ fn a_bad_state_is_refused_by_the_checks_of_calls_and_takes_no_counter() {
         (|state| state.sequence |= 1, BadState::Head(Refusal::ReservedBits)),
         (|state| state.reserved[3] = 1, BadState::Head(Refusal::ReservedBits)),
         (|state| state.exits[23] = 1, BadState::Head(Refusal::ReservedBits)),
+        (|state| (state.flags, state.page) = (0, 0), BadState::Head(Refusal::ReservedBits)),
         (|state| state.page = MEMORY, BadState::Page(Refusal::BadAddress)),
         (|state| state.page = RESULTS, event(0, Refusal::Overlap)),
         (|state| state.events[1].open.result = MEMORY, event(1, Refusal::BadAddress)),

@@ -214,3 +214,76 @@ fn a_hardware_event_that_is_not_counted_says_why() {
         assert_eq!(answer(Paravirtual::on(()), registers, INSTRUCTIONS), 0);
     }
 }
+
+const PAGE_CALL: u32 = 6;
+const PAGE_OFF: u32 = 7;
+const RESET: u32 = 8;
+const PAGE: u32 = 0x9_2000;
+
+fn word(ran: &super::pmu::Ran, address: u32) -> u64 {
+    ran.memory.read_number(Gpa::new(address.into()), Width::Qword).expect("memory")
+}
+
+/// Requirement B8: the page is what the host has written, whatever the guest writes; each store is ignored, counted and
+/// ends nothing.
+#[test]
+fn a_guest_that_writes_to_its_page_reads_what_the_host_has() {
+    for registers in both() {
+        let mut program = begin();
+        call(&mut program, PAGE_CALL, 0, PAGE);
+        for offset in [0, 0x10, 0x20, 0x100, 0x17F, 0x7F8, 0xFFC] {
+            program.store(PAGE + offset, Width::Dword, 0xDEAD_BEEF).store(PAGE + offset, Width::Byte, 0xEE);
+        }
+        // Half of these are in the page.
+        program.store(PAGE - 2, Width::Dword, 0x1234_5678).store(PAGE + 0xFFE, Width::Dword, 0x1234_5678);
+        program.cpuid(0, 0).ops(&[Op::Mov(Gpr::Rax, 0)]);
+        end(&mut program);
+        let ran = run(Paravirtual::on(()), registers, 0, &program);
+        assert_eq!(word(&ran, PAGE), 1 | 768 << 32, "on {:?}", registers.vendor);
+        assert_eq!((word(&ran, PAGE + 0x100), word(&ran, PAGE + 0x38)), (1, 16), "a CPUID, and the stores");
+        assert_eq!(word(&ran, PAGE + 0x100 + 6 * 8), 16, "each left the guest");
+        assert_eq!((word(&ran, PAGE + 0x7F8), word(&ran, PAGE + 0xFF8)), (0, 0));
+        assert_eq!(word(&ran, PAGE - 8) >> 48, 0x5678, "what lies before the page is written");
+        assert_eq!(word(&ran, PAGE + 0x1000) & 0xFFFF, 0x1234, "and after it");
+        assert_eq!(word(&ran, PAGE + 0x10) % 2, 0);
+    }
+}
+
+/// Requirement B8: moved, given up or reset, the page leaves the guest's memory as it was, and writable.
+#[test]
+fn a_page_that_is_given_up_is_the_guests_memory_again() {
+    for registers in both() {
+        for off in [PAGE_CALL, PAGE_OFF, RESET] {
+            let mut program = begin();
+            for (offset, value) in [(0, 0x1111), (0x100, 0x2222), (0xFFC, 0x3333)] {
+                program.store(PAGE + offset, Width::Dword, value);
+            }
+            call(&mut program, PAGE_CALL, 0, PAGE);
+            program.cpuid(0, 0).store(PAGE, Width::Dword, 0x9999);
+            call(&mut program, off, 0, PAGE + 0x1000);
+            program.cpuid(0, 0).store(PAGE + 0x200, Width::Dword, 0x4444).ops(&[Op::Mov(Gpr::Rax, 0)]);
+            end(&mut program);
+            let ran = run(Paravirtual::on(()), registers, 0, &program);
+            let found = [0, 0x100, 0x200, 0xFF8].map(|offset| word(&ran, PAGE + offset));
+            assert_eq!(found, [0x1111, 0x2222, 0x4444, 0x3333 << 32], "operation {off} on {:?}", registers.vendor);
+            assert_eq!(word(&ran, PAGE + 0x1000) != 0, off == PAGE_CALL);
+        }
+    }
+}
+
+/// Requirement B8: an event's frame is no instruction's store: it takes effect, in the guest's own memory.
+#[test]
+fn a_stack_in_the_page_has_it_given_up() {
+    for registers in both() {
+        let mut program = begin();
+        program.store(PAGE + 0xFFC, Width::Dword, 0x3333).store(PAGE + 0x10, Width::Dword, 0x5555);
+        call(&mut program, PAGE_CALL, 0, PAGE);
+        program.ops(&[Op::Mov(Gpr::Rsp, PAGE + 0xFFC), Op::Int(0x60)]);
+        program.ops(&[Op::Mov(Gpr::Rax, 0)]);
+        end(&mut program);
+        program.handler(0x60).ops(&[Op::Nop, Op::Iret]);
+        let ran = run(Paravirtual::on(()), registers, 0, &program);
+        assert_eq!((ran.value, word(&ran, PAGE + 0x10), word(&ran, PAGE + 0xFF8) >> 32), (0, 0x5555, 0x3333));
+        assert_ne!(word(&ran, PAGE + 0xFF0) >> 32, 0, "the frame");
+    }
+}

@@ -428,6 +428,10 @@ proptest! {
     #[test]
     fn any_sequence_of_calls_does_what_a_simple_model_does(steps in proptest::collection::vec(step(), 1..80)) {
         let (mut world, mut model, mut raised) = (World::new(), Model::new(), 0);
+        let under: [(u64, u64); 4] = [(0x3000, 1), (0x3010, 2), (0x3100, 3), (0x3FF8, 4)];
+        for (address, value) in under {
+            world.memory.write_number(Gpa::new(address), Width::Qword, value).expect("memory");
+        }
         for step in steps {
             take(&mut world, &mut model, step)?;
             // What is only a count so far is seen at the next exit.
@@ -438,6 +442,10 @@ proptest! {
             for (id, event) in &model.events {
                 let block = world.result(event.request.result.as_u64());
                 prop_assert_eq!((block.flags == RESULT_ENABLED, block.count, block.overflows), event.written, "{}", id);
+            }
+            if model.page != Some(0x3000) {
+                let found = under.map(|(address, _)| (address, world.memory.word(Gpa::new(address)).unwrap_or(0)));
+                prop_assert_eq!(found, under, "the guest's memory is as it was");
             }
             let quiet = matches!(step, Step::Exit(..) | Step::Open(_) | Step::Call(..));
             if let Some(address) = model.page.filter(|_| quiet) {

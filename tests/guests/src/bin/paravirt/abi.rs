@@ -151,6 +151,11 @@ pub(crate) fn page_word(number: usize) -> *mut u64 {
     addr_of_mut!(COUNTERS).cast::<u64>().wrapping_add(number)
 }
 
+/// Returns a word of the page that holds the open block, to write it.
+pub(crate) fn block_word(number: usize) -> *mut u64 {
+    addr_of_mut!(BLOCK).cast::<u64>().wrapping_add(number)
+}
+
 /// Returns the open block of a software event.
 pub(crate) fn event(id: u32, config: u64, period: u64) -> Open {
     Open {

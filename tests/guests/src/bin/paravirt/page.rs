@@ -1,6 +1,7 @@
 //! The page of counters: exact, whole, free of exits, and the host's alone.
 
 use crate::abi::*;
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guests::report::{Outcome, Tests, check, same};
 use guests::{cpu, interrupts, ioapic, lapic};
@@ -19,6 +20,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("page-sequence", sequence);
     tests.run("page-moves-and-ends", moves);
     tests.run("page-scribbled-over", scribbled);
+    tests.run("page-given-up", given_up);
 }
 
 unsafe fn exits() -> Outcome {
@@ -120,37 +122,86 @@ unsafe fn sequence() -> Outcome {
     done(PAGE_OFF, 0, 0)
 }
 
+/// What the guest has in its memory where the page will be.
+const OWN: [(usize, u64); 4] = [(0, 0x1111), (word::SEQUENCE, 0x2222), (word::CPUID, 0x3333), (511, 0x4444)];
+
+unsafe fn write_own(page: *mut u64) {
+    for (number, value) in OWN {
+        page.add(number).write_volatile(value);
+    }
+}
+
+unsafe fn has_own(page: *mut u64) -> Outcome {
+    for (number, value) in OWN {
+        same("the guest's memory", page.add(number).read_volatile(), value)?;
+    }
+    Ok(())
+}
+
 unsafe fn moves() -> Outcome {
+    let (page, other) = (page_word(0), block_word(0));
+    write_own(page);
+    write_own(other);
     done(PAGE, 0, page_address())?;
     let [counted] = read_page([word::CPUID]);
     done(PAGE_OFF, 0, 0)?;
-    let [left] = read_page([word::CPUID]);
+    has_own(page)?;
     leave(10);
-    same("a page that was given up", read_page([word::CPUID])[0], left)?;
+    has_own(page)?;
     done(PAGE, 0, page_address())?;
     same("what was counted meanwhile", read_page([word::CPUID])[0] - counted, 10u32)?;
+    done(PAGE, 0, block_address())?;
+    has_own(page)?;
+    write_own(page);
+    check(other.read_volatile() == 1 | 768 << 32, "the page has moved")?;
     done(RESET, 0, 0)?;
-    let [left] = read_page([word::CPUID]);
+    has_own(other)?;
     leave(10);
-    same("a page after RESET", read_page([word::CPUID])[0], left)
+    has_own(other)
 }
 
-/// The host believes nothing that stands in the page, and writes all of it when it is named again.
+/// To the guest the page is ROM: whatever stores to it, it holds what the host has written, and all else is stored.
 unsafe fn scribbled() -> Outcome {
     const UNUSED: usize = 500;
     done(PAGE, 0, page_address())?;
-    let [before] = read_page([word::CPUID]);
-    for number in [word::CPUID, word::STOLEN_TICKS, word::NESTED_FAULTS, UNUSED] {
+    let before = read_page([word::CPUID, word::NESTED_FAULTS, word::EMULATED, word::STOLEN_TICKS]);
+    for number in [word::CPUID, word::STOLEN_TICKS, word::NESTED_FAULTS, UNUSED, 0] {
         page_word(number).write_volatile(u64::MAX / 3);
     }
+    let [at, old] = [page_word(word::CPUID) as u64, 5];
+    asm!("lock inc qword ptr [{0}]", "not byte ptr [{0} + 1]", in(reg) at);
+    let mut exchanged: u64 = old;
+    asm!("xchg [{0}], {1}", in(reg) at, inout(reg) exchanged);
+    same("what an exchange reads", exchanged, before[0])?;
     start(&event(0, CPUID_EXITS, 0))?;
     leave(3);
-    same("a word that was overwritten", read_page([word::CPUID])[0] - before, 3u32)?;
+    let after = read_page([word::CPUID, word::NESTED_FAULTS, word::EMULATED, word::STOLEN_TICKS]);
+    same("a word that was stored to", after[0] - before[0], 3u32)?;
+    same("stores that left the guest", after[1] - before[1], 8u32)?;
+    same("and were executed by the host", after[2] - before[2], 8u32)?;
+    check(after[3] - before[3] < 1 << 40, "stolen ticks")?;
+    same("version and length", page_word(0).read_volatile(), 1 | 768u64 << 32)?;
+    same("what has no meaning", page_word(UNUSED).read_volatile(), 0u32)?;
     done(DISABLE, 0, 0)?;
     same("an event", result(0).count, 3u32)?;
-    done(CLOSE, 0, 0)?;
+    done(RESET, 0, 0)
+}
+
+/// What the host cannot ignore takes effect in the guest's own memory: there is no page any more.
+unsafe fn given_up() -> Outcome {
+    write_own(page_word(0));
     done(PAGE, 0, page_address())?;
-    check(read_page([word::NESTED_FAULTS])[0] < u64::MAX / 3, "all is written when the page is named again")?;
-    same("what is not the host's", page_word(UNUSED).read_volatile(), u64::MAX / 3)?;
+    asm!("fxsave [{}]", in(reg) page_address() + 0x400);
+    has_own(page_word(0))?;
+    leave(5);
+    has_own(page_word(0))?;
+    done(PAGE, 0, page_address())?;
+    interrupts::on(VECTOR, |_| {});
+    asm!("mov r12, rsp", "mov rsp, {}", "int 0x61", "mov rsp, r12", in(reg) page_address() + 0xFF0, out("r12") _);
+    interrupts::off(VECTOR);
+    same("interrupts", interrupts::count(VECTOR), 1u32)?;
+    has_own(page_word(0))?;
+    done(PAGE, 0, page_address())?;
+    same("it can be named again", page_word(0).read_volatile(), 1 | 768u64 << 32)?;
     done(PAGE_OFF, 0, 0)
 }

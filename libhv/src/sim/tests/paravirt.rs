@@ -7,6 +7,9 @@ use super::*;
 use crate::pmu::host::{HostCounters, HostEvent};
 use crate::pmu::{Emulated, Paravirtual, Passthrough, PmuPolicy};
 
+mod hostile;
+
+const MEMORY: usize = super::harness::MEMORY;
 const OPEN: u32 = 0x9_0000;
 const RESULTS: u32 = 0x9_1000;
 const PMI: u8 = 0x51;

@@ -1,7 +1,7 @@
 //! One page of a guest's memory that nested paging lets it only read, at any time and without a frame from outside.
 
 use super::{Access, Level, MemoryType, NO_TABLE, NestedEntry, NestedFlush, NestedTables, Translation};
-use crate::address::{Gpa, PAGE_SIZE};
+use crate::address::Gpa;
 use crate::error::Result;
 use crate::memory::frame::FrameSource;
 use x86_64::PhysAddr;
@@ -100,6 +100,7 @@ impl<E: NestedEntry> NestedTables<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::PAGE_SIZE;
     use crate::memory::frame::{HeapFrames, Spare};
     use crate::memory::window::GuestFrames;
     use crate::svm::npt::NptEntry;

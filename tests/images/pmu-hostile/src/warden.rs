@@ -10,7 +10,7 @@ use libhv::pmu::host::Post;
 use libhv::prelude::*;
 
 /// Exits from one stretch of work to the next.
-const EACH: u64 = 16;
+const EACH: u64 = 64;
 /// Instructions of the host from one exit to the next at most, without those of the guest.
 const LONGEST: u64 = 1 << 20;
 const MASK: u64 = (1 << 48) - 1;

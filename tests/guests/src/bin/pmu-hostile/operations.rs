@@ -56,9 +56,9 @@ pub(crate) unsafe fn step(kind: u64, oracle: &mut Oracle, random: &mut Random) {
         62..=70 => read_counter(oracle, random),
         71..=80 => neighbour(oracle, random),
         81..=86 => entry(random),
-        87..=90 => oracle.look_at_all(),
-        91..=93 => leave(oracle, random),
-        94..=95 => cpu::breathe(),
+        87..=88 => oracle.look_at_all(),
+        89..=92 => leave(oracle, random),
+        93..=95 => cpu::breathe(),
         _ => work::stretch(oracle, random),
     }
 }
@@ -196,7 +196,7 @@ unsafe fn others(oracle: &mut Oracle, random: &mut Random) {
             write(oracle, msr, value, false);
         }
     }
-    oracle.look_at_controls();
+    oracle.look_at_control(random.next() as u32);
 }
 
 unsafe fn read_counter(oracle: &mut Oracle, random: &mut Random) {

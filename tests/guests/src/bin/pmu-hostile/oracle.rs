@@ -293,24 +293,29 @@ impl Oracle {
         self.misc = self.misc & !1 | value & 1;
     }
 
-    /// Reads every register that is no counter.
-    pub(crate) unsafe fn look_at_controls(&mut self) {
+    /// Reads one of the registers that are no counters, by a number.
+    pub(crate) unsafe fn look_at_control(&mut self, number: u32) {
         self.ran_over();
-        for n in 0..self.general {
-            same("selector", PERFEVTSEL + n, read(PERFEVTSEL + n), self.selectors[n as usize]);
-        }
-        same("FIXED_CTR_CTRL", FIXED_CTR_CTRL, read(FIXED_CTR_CTRL), self.fixed_control);
-        same("GLOBAL_CTRL", GLOBAL_CTRL, read(GLOBAL_CTRL), self.global);
-        same("DEBUGCTL", DEBUGCTL, read(DEBUGCTL), self.debugctl);
-        same("MISC_ENABLE", MISC_ENABLE, read(MISC_ENABLE), self.misc & 1 | 0x1880);
-        same("STATUS_RESET", STATUS_RESET, read(STATUS_RESET), 0);
-        same("STATUS_SET", STATUS_SET, read(STATUS_SET), 0);
-        same("CAPABILITIES", CAPABILITIES, read(CAPABILITIES), 1 << 13);
-        same("INUSE", INUSE, read(INUSE), self.in_use());
+        let (msr, value) = match number % (8 + self.general) {
+            0 => return self.look_at_status(),
+            1 => (FIXED_CTR_CTRL, self.fixed_control),
+            2 => (GLOBAL_CTRL, self.global),
+            3 => (DEBUGCTL, self.debugctl),
+            4 => (MISC_ENABLE, self.misc & 1 | 0x1880),
+            5 => (STATUS_RESET, 0),
+            6 => (CAPABILITIES, 1 << 13),
+            7 => (INUSE, self.in_use()),
+            n => (PERFEVTSEL + n - 8, self.selectors[n as usize - 8]),
+        };
+        same("what a register holds", msr, read(msr), value);
+    }
+
+    unsafe fn look_at_status(&self) {
         let status = read(STATUS);
         if status & !self.may != 0 || self.must & !status != 0 {
             fail("STATUS has what it must not, or lacks what it must have", self.must, status, self.may);
         }
+        same("STATUS_SET", STATUS_SET, read(STATUS_SET), 0);
     }
 
     fn in_use(&self) -> u64 {
@@ -325,6 +330,8 @@ impl Oracle {
 
     pub(crate) unsafe fn look_at_all(&mut self) {
         (0..self.count).for_each(|index| self.look_at(index));
-        self.look_at_controls();
+        for number in 0..8 + self.general {
+            self.look_at_control(number);
+        }
     }
 }

@@ -20,6 +20,18 @@ pub(crate) const SECRET: u64 = 0xDEAD << 32;
 /// The period of an event that stands at [`SECRET`] at first.
 pub(crate) const SECRET_PERIOD: u64 = (1 << 48) - SECRET;
 
+/// IA32_PERF_GLOBAL_STATUS and IA32_PERF_GLOBAL_STATUS_SET
+const STATUS: u32 = 0x38E;
+const STATUS_SET: u32 = 0x391;
+
+/// RDMSR of a performance counter's register.
+fn read_msr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: such a register is read without side effects.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack)) }
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// RDPMC.
 fn read(counter: u32) -> u64 {
     let (low, high): (u32, u32);
@@ -51,22 +63,25 @@ pub(crate) struct Watched {
     pub(crate) secret: Option<u32>,
     /// The period of the first event, if that is sampled.
     pub(crate) period: Option<u64>,
-    /// Counters that are neither the guest's nor the host's: [`SECRET`] stands in them.
+    /// Counters that are neither the guest's nor the host's, by their numbers for RDPMC and their MSRs: [`SECRET`] stands
+    /// in them, and their status bits are set.
     pub(crate) nobodys: &'static [(u32, u32)],
 }
 
 #[derive(Default)]
 pub(crate) struct Warden {
     watched: Option<Watched>,
+    /// Bits of IA32_PERF_GLOBAL_STATUS that are neither the guest's nor the host's.
+    marks: u64,
     last: Option<u64>,
     exits: u64,
     stretches: u64,
     wrong: u64,
 }
 
-/// WRMSR of a performance counter.
+/// WRMSR of a performance counter's register.
 pub(crate) fn write(msr: u32, value: u64) {
-    // SAFETY: the MSR is a counter or a selector, which reaches no memory.
+    // SAFETY: a counter, a selector or the status reaches no memory.
     unsafe {
         asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack));
     }
@@ -95,7 +110,13 @@ impl Warden {
                 self.wrong("instructions since the last exit", first, since, LONGEST);
             }
         } else {
-            watched.nobodys.iter().for_each(|(_, msr)| write(*msr, SECRET));
+            for (counter, msr) in watched.nobodys {
+                write(*msr, SECRET);
+                self.marks |= 1 << (counter % 32 + 32 * (counter >> 30));
+            }
+            if self.marks != 0 {
+                write(STATUS_SET, self.marks);
+            }
         }
         if let Some(secret) = watched.secret {
             let value = read(secret);
@@ -108,6 +129,10 @@ impl Warden {
             if value != SECRET {
                 self.wrong("what is nobody's", *counter, value, SECRET);
             }
+        }
+        let marks = if self.marks == 0 { 0 } else { read_msr(STATUS) & self.marks };
+        if marks != self.marks {
+            self.wrong("status bits that are nobody's", STATUS, marks, self.marks);
         }
         if self.exits % EACH == 0 {
             for (counter, _) in watched.instructions {

@@ -2,7 +2,7 @@
 //! unit's registers, their neighbours, its interrupt's entry and RDPMC, each judged by an oracle of its own. Between them
 //! it works for a known length, with events selected that are denied and such as are not.
 //!
-//! Command line: `seed=N`, `steps=N`, `policy=deny`, `policy=allow` or `policy=all` as the image has it,
+//! Command line: `seed=N`, `steps=N`, `skid=N` as the machine has it, `policy=deny`, `policy=allow` or `policy=all` as the image has it,
 //! `from=N` to say every step from N on before it is done.
 #![no_std]
 #![no_main]

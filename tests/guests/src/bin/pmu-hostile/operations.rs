@@ -58,7 +58,8 @@ pub(crate) unsafe fn step(kind: u64, oracle: &mut Oracle, random: &mut Random) {
         81..=86 => entry(random),
         87..=88 => oracle.look_at_all(),
         89..=92 => leave(oracle, random),
-        93..=95 => cpu::breathe(),
+        93..=94 => cpu::breathe(),
+        95 => work::run_over(oracle, random),
         _ => work::stretch(oracle, random),
     }
 }

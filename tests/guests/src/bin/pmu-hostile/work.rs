@@ -1,9 +1,11 @@
 //! Stretches of work whose events are known to the last one.
 
 use crate::oracle::*;
-use crate::same;
+use crate::{VECTORED, same};
 use core::arch::global_asm;
-use guests::cpu::wrmsr;
+use core::sync::atomic::Ordering::Relaxed;
+use guests::boot::number;
+use guests::cpu::{self, wrmsr};
 use guests::lapic::{self, MASKED, register::LVT_PMC};
 use guests::random::Random;
 
@@ -110,4 +112,31 @@ pub(crate) unsafe fn stretch(oracle: &mut Oracle, random: &mut Random) {
     // They ran while it lasted, and stand still now.
     oracle.ran(global);
     oracle.stretches += 1;
+}
+
+/// Has a counter run over in the middle of instructions that leave this guest: where the event is not denied that
+/// interrupts once, however late, and not at all where it is.
+pub(crate) unsafe fn run_over(oracle: &mut Oracle, random: &mut Random) {
+    const INSTRUCTIONS: u64 = 0xc0 | OS | EN | INT;
+    quiet(oracle);
+    cpu::breathe();
+    let n = random.below(oracle.general.into()) as u32;
+    let turns = 1 + random.below(6);
+    let before = LAST - random.below(4 * turns);
+    oracle.change(|oracle| {
+        wrmsr(PERFEVTSEL + n, INSTRUCTIONS);
+        oracle.selectors[n as usize] = INSTRUCTIONS;
+        wrmsr(A_PMC + n, before);
+        oracle.written(n as usize, before);
+    });
+    lapic::write(LVT_PMC, 0x51);
+    let came = VECTORED.load(Relaxed);
+    hostile_exits(1 << n, turns);
+    oracle.ran(1 << n);
+    hostile_loop(0, 1 + number("skid").unwrap_or(0));
+    cpu::breathe();
+    let wanted = u64::from(!oracle.denied(n as usize));
+    same("interrupts of a counter that runs over", n, (VECTORED.load(Relaxed) - came).into(), wanted);
+    same("events up to its end", n, oracle.advanced(n as usize), wanted * (4 * turns + 4));
+    lapic::write(LVT_PMC, MASKED | 0xfe);
 }

@@ -1,7 +1,7 @@
 //! The values of a PMU's registers: taken out of a processor, and put into one with no more writes than needed.
 
 use super::capability::PmuCapability;
-use super::registers::{CounterIndex, MAX_COUNTERS, Maker, PmuRegister};
+use super::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::hw::PmuHardware;
 
 /// IA32_PERF_GLOBAL_STATUS.CondChgd: can be cleared and not set (SDM Vol. 4, IA32_PERF_GLOBAL_STATUS_SET).
@@ -110,6 +110,13 @@ impl Bank {
             changed |= core::mem::replace(&mut self.fixed_control, control) != control;
         }
         changed
+    }
+
+    /// Returns the bits in IA32_PERF_GLOBAL_STATUS of the counters whose overflow interrupts.
+    pub fn interrupting(&self) -> u64 {
+        let general = (0..).zip(&self.selectors).filter(|(_, selector)| EventSelector(**selector).interrupts());
+        let fixed = (0..MAX_COUNTERS).filter(|n| FixedControl(self.fixed_control).interrupts(*n));
+        general.map(|(n, _)| 1 << n).chain(fixed.map(|n| 1 << (32 + u32::from(n)))).fold(0, |bits, bit: u64| bits | bit)
     }
 
     /// Puts these values into a processor whose registers are `present`, with its counters standing still, and writes

@@ -4,10 +4,13 @@
 //! While the host's counters run, the handler serves them. While they are stopped, which is whenever the guest's
 //! registers may be in the processor, it touches none (A23): it takes down that an NMI came, and the run loop serves the
 //! overflow as it stops. An overflow whose NMI has not come by then is owed one, by which the late NMI is known.
+//!
+//! The guest's late interrupt takes the host's route, and the host's the guest's. Where both are awaited, the first that
+//! comes is told to the guest: it has an overflow to show for it, and the host has served its own.
 
 use super::events::{Assigned, HostEvents, MAX_EVENTS, Sample};
 use crate::hw::PmuHardware;
-use crate::pmu::bank::counter_register;
+use crate::pmu::bank::{Bank, counter_register};
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::registers::{CounterIndex, Maker, PmuRegister};
 use crate::time::Tsc;
@@ -20,6 +23,8 @@ use hermit_sync::OnceCell;
 
 /// Samples that wait for the run loop; a power of two. Those beyond are counted as lost.
 const KEPT: usize = 64;
+/// Ticks after which an NMI that was owed will not come any more: it met a masked entry.
+const LATEST: u64 = 10_000;
 
 /// Where the processor was when an NMI came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,8 +75,12 @@ pub struct Post {
     /// An NMI came while the counters were stopped, and where.
     came: AtomicBool,
     came_at: AtomicU64,
-    /// An overflow has been served whose NMI has not come.
-    owed: AtomicBool,
+    /// When an overflow was served whose NMI had not come; 0 for none.
+    owed: AtomicU64,
+    /// Guest and host have counters of their own, and both interrupt.
+    shared: bool,
+    /// The guest's LVTPC let its interrupts through when it was entered last.
+    guest_open: AtomicBool,
     /// A counter of the guest's has run over whose interrupt has not come.
     guest_ran_over: AtomicBool,
     /// It has come, as an NMI.
@@ -105,7 +114,8 @@ impl Post {
         self.pmu.maker
     }
 
-    pub(super) fn new(pmu: &PmuCapability, events: &HostEvents, assigned: &[Assigned]) -> &'static Self {
+    /// `shared` tells that the guest's counters stay in the processor while the host's run and interrupt.
+    pub(super) fn new(pmu: &PmuCapability, events: &HostEvents, assigned: &[Assigned], shared: bool) -> &'static Self {
         let progress = assigned.iter().take(MAX_EVENTS).map(|event| Progress {
             event: *event,
             last: AtomicU64::new(start(event, 0)),
@@ -121,7 +131,9 @@ impl Post {
             running: AtomicBool::new(false),
             came: AtomicBool::new(false),
             came_at: AtomicU64::new(0),
-            owed: AtomicBool::new(false),
+            owed: AtomicU64::new(0),
+            shared,
+            guest_open: AtomicBool::new(false),
             guest_ran_over: AtomicBool::new(false),
             guest_came: AtomicBool::new(false),
             beats: AtomicU64::new(0),
@@ -214,14 +226,15 @@ impl Post {
         }
         self.pause(hardware);
         let overflowed = self.take_counts(hardware, place, now);
+        let guests = self.is_guests(hardware);
         self.resume(hardware);
         if overflowed {
+            if guests {
+                self.owe(now);
+            }
             return Verdict::Served;
         }
-        let known = self.owed.swap(false, Relaxed)
-            || self.guest_ran_over.swap(false, Relaxed) && !self.guest_came.swap(true, Relaxed)
-            || matches!(place, Some(Place::Guest(rip)) if self.attribute(rip));
-        if known {
+        if guests || self.take_owed(now) || matches!(place, Some(Place::Guest(rip)) if self.attribute(rip)) {
             return Verdict::Late;
         }
         self.strange.store(self.strange.load(Relaxed).wrapping_add(1), Relaxed);
@@ -240,20 +253,71 @@ impl Post {
         waits
     }
 
-    /// The guest has left with a counter run over that interrupts.
-    pub(super) fn guest_ran_over(&self) {
-        self.guest_ran_over.store(true, Relaxed);
+    /// The guest is entered, and its LVTPC is open or masked.
+    #[inline]
+    pub(super) fn set_guest_open(&self, open: bool) {
+        self.guest_open.store(open, Relaxed);
+    }
+
+    /// The guest has left with a counter run over that interrupts, or with none run over at all.
+    #[inline]
+    pub(super) fn set_guest_ran_over(&self, ran_over: bool) {
+        self.guest_ran_over.store(ran_over && self.guest_open.load(Relaxed), Relaxed);
+    }
+
+    /// Returns whether the guest awaits an interrupt, and takes down that it has come.
+    fn is_guests(&self, hardware: &impl PmuHardware) -> bool {
+        let guests = self.take_guest_overflow(hardware);
+        if guests {
+            self.guest_came.store(true, Relaxed);
+        }
+        guests
+    }
+
+    /// Returns whether a counter of the guest's has run over whose interrupt has not come: it stood so when the guest left,
+    /// or where its counters stay in the processor, it shows there.
+    fn take_guest_overflow(&self, hardware: &impl PmuHardware) -> bool {
+        if self.guest_ran_over.load(Relaxed) {
+            self.guest_ran_over.store(false, Relaxed);
+            return true;
+        }
+        self.shared && self.guest_open.load(Relaxed) && self.guest_overflowed(hardware)
+    }
+
+    #[cold]
+    fn guest_overflowed(&self, hardware: &impl PmuHardware) -> bool {
+        if !self.pmu.has_global_control() {
+            return false;
+        }
+        let standing = hardware.read_pmu(PmuRegister::GlobalStatus) & !self.control;
+        if standing == 0 {
+            return false;
+        }
+        let mut bank = Bank::default();
+        bank.take_selectors(&self.pmu, hardware);
+        standing & bank.interrupting() != 0
     }
 
     /// Returns whether the guest is owed an interrupt: `came` tells whether one has come on its route.
-    pub(super) fn take_guest_pmi(&self, came: bool) -> bool {
-        let by_nmi = self.guest_came.load(Relaxed) && self.guest_came.swap(false, Relaxed);
-        if !came {
-            return by_nmi;
+    pub(super) fn take_guest_pmi(&self, came: bool, now: impl FnOnce() -> Tsc, hardware: &impl PmuHardware) -> bool {
+        let by_nmi = self.guest_came.load(Relaxed);
+        if by_nmi {
+            self.guest_came.store(false, Relaxed);
         }
-        let its_own = self.guest_ran_over.swap(false, Relaxed);
-        // The host's late one took the guest's route: the guest has none run over.
-        by_nmi || its_own || !self.owed.swap(false, Relaxed)
+        // The host's late one took the guest's route, where the guest has none run over.
+        by_nmi || came && (self.take_guest_overflow(hardware) || !self.take_owed(now()))
+    }
+
+    /// An overflow of the host's has been served before its NMI came.
+    fn owe(&self, now: Tsc) {
+        self.owed.store(now.0 | 1, Relaxed);
+    }
+
+    /// Returns whether an NMI is owed that may still come, and takes down that it has come.
+    fn take_owed(&self, now: Tsc) -> bool {
+        let since = self.owed.load(Relaxed);
+        self.owed.store(0, Relaxed);
+        since != 0 && now.0.wrapping_sub(since & !1) < LATEST
     }
 
     /// Counts what the counters have counted since they were last looked at, and serves those that have run over. They
@@ -261,19 +325,24 @@ impl Post {
     pub(super) fn settle(&self, hardware: &mut impl PmuHardware, now: Tsc) {
         let came = self.came.swap(false, Relaxed).then(|| Place::Host(self.came_at.load(Relaxed)));
         let overflowed = self.take_counts(hardware, came, now);
-        match (overflowed, came) {
-            (true, None) => self.owed.store(true, Relaxed),
+        let guests = came.is_some() && self.is_guests(hardware);
+        if overflowed && (guests || came.is_none()) {
+            self.owe(now);
+        } else if !overflowed && !guests && came.is_some() {
             // What came was a late one.
-            (false, Some(_)) => self.owed.store(false, Relaxed),
-            _ => {}
+            self.owed.store(0, Relaxed);
         }
     }
 
     /// An NMI came while the counters were stopped and before they are started again: nothing has run over since, so it
     /// was a late one.
-    pub(super) fn forgive(&self) {
-        if self.came.swap(false, Relaxed) {
-            self.owed.store(false, Relaxed);
+    #[inline]
+    pub(super) fn forgive(&self, hardware: &impl PmuHardware) {
+        if self.came.load(Relaxed) {
+            self.came.store(false, Relaxed);
+            if !self.is_guests(hardware) {
+                self.owed.store(0, Relaxed);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
 use crate::pmu::bank::{Bank, counter_register, selector_register};
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::policy::PmuShare;
-use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, PmuRegister};
+use crate::pmu::registers::{CounterIndex, EventSelector, PmuRegister};
 use crate::time::Tsc;
 use alloc::vec::Vec;
 
@@ -47,7 +47,7 @@ impl HostPmu {
         Ok(Self {
             pmu: *pmu,
             plan,
-            post: Post::new(pmu, events, &assigned),
+            post: Post::new(pmu, events, &assigned, plan == Plan::PartitionRouted),
             on_sample: events.on_sample,
             watches: assigned.iter().any(|event| event.watches),
             bank: Bank::default(),
@@ -167,7 +167,7 @@ impl HostPmu {
     }
 
     fn resume(&mut self, hardware: &mut impl PmuHardware) {
-        self.post.forgive();
+        self.post.forgive(hardware);
         self.post.set_running(true);
         self.enable(true, hardware);
     }
@@ -187,10 +187,12 @@ impl HostPmu {
             Plan::Stop => self.stop(hardware, host.now()),
             Plan::PartitionRouted => {
                 self.stop(hardware, host.now());
+                self.post.set_guest_open(route == PmiRoute::Guest);
                 host.route_pmi(route);
             }
             Plan::Switch => {
                 self.stop(hardware, host.now());
+                self.post.set_guest_open(route == PmiRoute::Guest);
                 host.route_pmi(route);
                 self.restore(guest, hardware);
             }
@@ -255,8 +257,11 @@ impl HostPmu {
             guest.take_selectors(&self.pmu, hardware);
         }
         guest.take_counts(&self.pmu, hardware);
-        if guest.global_status & !self.guest_status & interrupting(guest) != 0 {
-            self.post.guest_ran_over();
+        let new = guest.global_status & !self.guest_status;
+        if new != 0 && new & guest.interrupting() != 0 {
+            self.post.set_guest_ran_over(true);
+        } else if guest.global_status == 0 {
+            self.post.set_guest_ran_over(false);
         }
         // What is the host's now overwrites what was the guest's, and what neither needs becomes 0 (A20).
         self.writes += u64::from(self.quiet().put(&self.pmu, guest, hardware));
@@ -275,9 +280,9 @@ impl HostPmu {
     /// Returns whether an interrupt of the guest's counters has come since the last call, by whichever route: one that
     /// came late took the host's, and a late one of the host's the guest's (A22, T-A12).
     #[inline]
-    pub fn take_guest_pmi(&mut self, host: &mut impl PmiHost) -> bool {
+    pub fn take_guest_pmi(&mut self, hardware: &impl PmuHardware, host: &mut impl Host) -> bool {
         let came = host.take_guest_pmi();
-        self.post.take_guest_pmi(came)
+        self.post.take_guest_pmi(came, || host.now(), hardware)
     }
 
     /// Brings the account up to date, at any time between exit and entry.
@@ -291,11 +296,4 @@ impl HostPmu {
     pub fn writes(&self) -> u64 {
         self.writes
     }
-}
-
-/// Returns the bits in IA32_PERF_GLOBAL_STATUS of the counters whose overflow interrupts.
-fn interrupting(bank: &Bank) -> u64 {
-    let general = (0..).zip(&bank.selectors).filter(|(_, selector)| EventSelector(**selector).interrupts());
-    let fixed = (0..MAX_COUNTERS).filter(|n| FixedControl(bank.fixed_control).interrupts(*n));
-    general.map(|(n, _)| 1 << n).chain(fixed.map(|n| 1 << (32 + u32::from(n)))).fold(0, |bits, bit: u64| bits | bit)
 }

@@ -152,6 +152,47 @@ fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
     }
 }
 
+/// A23, T-A12: a late NMI that comes between exit and the start of the host's events, or while they stop, is the guest's,
+/// if the guest has run over and its entry was open; else it is nobody's.
+#[test]
+fn an_nmi_while_the_counters_are_stopped_is_the_guests_that_has_run_over() {
+    for (place, route) in [(0, PmiRoute::Guest), (1, PmiRoute::Guest), (2, PmiRoute::Guest), (2, PmiRoute::Masked)] {
+        let pmu = intel();
+        let counters = HostCounters::new().sample(instructions(), 1000);
+        let mut rig = Rig::new(&counters, pmu, Some(&whole(&pmu)), GlobalSwitch::Hardware);
+        // The test brings the interrupt itself.
+        rig.fake.0.borrow_mut().skid = u64::MAX / 2;
+        rig.guest.selectors[0] = ENABLED | EventSelector::INTERRUPT;
+        rig.guest.counters[0] = MASK;
+        rig.hardware().set_guest_global_control(1);
+        let (mut hardware, post) = (rig.hardware(), rig.host.post());
+        let come = |rig: &Rig| post.nmi(Some(Place::Host(7)), crate::hw::Host::now(&rig.fake), &mut rig.hardware());
+        rig.host.on_entry(&mut hardware, &mut rig.fake, &rig.guest, route);
+        rig.fake.enter();
+        rig.fake.run(1);
+        rig.fake.leave();
+        if place == 0 {
+            assert_eq!(come(&rig), Verdict::Noted);
+        }
+        rig.host.on_exit(&mut hardware, &mut rig.fake, &mut rig.guest, true);
+        assert_eq!(rig.guest.global_status, 1);
+        if place == 1 {
+            post.set_running(false);
+            assert_eq!(come(&rig), Verdict::Noted);
+            rig.host.on_entry(&mut hardware, &mut rig.fake, &rig.guest, route);
+            rig.host.on_exit(&mut hardware, &mut rig.fake, &mut rig.guest, true);
+        }
+        let open = route == PmiRoute::Guest;
+        if place == 2 {
+            assert_eq!(come(&rig), if open { Verdict::Late } else { Verdict::Strange });
+        }
+        rig.take_pmi();
+        assert_eq!((rig.guest_pmis, post.samples(0)), (u32::from(open), 0), "at {place}");
+        rig.take_pmi();
+        assert_eq!(rig.guest_pmis, u32::from(open), "told once");
+    }
+}
+
 /// Requirement A16.
 #[test]
 fn nothing_of_the_guest_is_in_the_processor_while_the_host_runs() {

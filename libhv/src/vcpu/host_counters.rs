@@ -110,6 +110,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
     }
 
+    /// Returns whether an interrupt of the guest's has come by the host's route.
+    #[inline(always)]
+    pub(super) fn guest_pmi_waits(&self) -> bool {
+        Pmu::<P>::PRESENT && self.beside.as_ref().is_some_and(|beside| beside.counters.has_guest_pmi())
+    }
+
     /// Returns whether the interrupt is routed at entry and exit, not when the guest writes its LVTPC.
     #[inline(always)]
     pub(super) fn routes_at_entry(&self) -> bool {

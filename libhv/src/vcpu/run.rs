@@ -66,6 +66,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 self.attend(world);
             }
             self.stop_host(world);
+            if P::HOST_COUNTS && self.guest_pmi_waits() {
+                // It came in the host: the guest is to have it before its next instruction.
+                self.resume_host(world);
+                self.hear_pmu(world);
+                continue;
+            }
             self.start_clock(world);
             B::enter_for(Once { vcpu: self, world }).map_err(Error::VmEntry)?;
         }

@@ -81,9 +81,13 @@ pub struct Post {
     shared: bool,
     /// The guest's LVTPC let its interrupts through when it was entered last.
     guest_open: AtomicBool,
+    /// Where they are shared: what the guest's status showed already when it was opened, and shows still.
+    guest_known: AtomicU64,
     /// A counter of the guest's has run over whose interrupt has not come.
     guest_ran_over: AtomicBool,
-    /// It has come, as an NMI.
+    /// One has run over while the guest's LVTPC was masked.
+    guest_ran_over_masked: AtomicBool,
+    /// The guest's has come, as an NMI.
     guest_came: AtomicBool,
     beats: AtomicU64,
     /// The beats when the watchdog looked last.
@@ -134,7 +138,9 @@ impl Post {
             owed: AtomicU64::new(0),
             shared,
             guest_open: AtomicBool::new(false),
+            guest_known: AtomicU64::new(0),
             guest_ran_over: AtomicBool::new(false),
+            guest_ran_over_masked: AtomicBool::new(false),
             guest_came: AtomicBool::new(false),
             beats: AtomicU64::new(0),
             seen: AtomicU64::new(u64::MAX),
@@ -255,23 +261,38 @@ impl Post {
 
     /// The guest is entered, and its LVTPC is open or masked.
     #[inline]
-    pub(super) fn set_guest_open(&self, open: bool) {
+    pub(super) fn set_guest_open(&self, open: bool, hardware: &impl PmuHardware) {
+        let (was_open, known) = (self.guest_open.load(Relaxed), self.guest_known.load(Relaxed));
+        if self.shared && open && (!was_open || known != 0) {
+            self.know(if was_open { known } else { u64::MAX }, hardware);
+        }
         self.guest_open.store(open, Relaxed);
+    }
+
+    #[cold]
+    fn know(&self, before: u64, hardware: &impl PmuHardware) {
+        if self.pmu.has_global_control() {
+            self.guest_known.store(before & hardware.read_pmu(PmuRegister::GlobalStatus), Relaxed);
+        }
     }
 
     /// The guest has left with a counter run over that interrupts, or with none run over at all.
     #[inline]
     pub(super) fn set_guest_ran_over(&self, ran_over: bool) {
         self.guest_ran_over.store(ran_over && self.guest_open.load(Relaxed), Relaxed);
+        self.guest_ran_over_masked.store(ran_over && !self.guest_open.load(Relaxed), Relaxed);
     }
 
-    /// Returns whether the guest awaits an interrupt, and takes down that it has come.
+    /// Returns whether an NMI is the guest's, and takes down that it has come, where the guest lets it through.
     fn is_guests(&self, hardware: &impl PmuHardware) -> bool {
-        let guests = self.take_guest_overflow(hardware);
-        if guests {
+        if self.take_guest_overflow(hardware) {
             self.guest_came.store(true, Relaxed);
+            return true;
         }
-        guests
+        // What met the guest's mask is nobody's any more.
+        let masked = self.guest_ran_over_masked.load(Relaxed);
+        self.guest_ran_over_masked.store(false, Relaxed);
+        masked || self.shared && !self.guest_open.load(Relaxed) && self.guest_overflowed(hardware)
     }
 
     /// Returns whether a counter of the guest's has run over whose interrupt has not come: it stood so when the guest left,
@@ -289,13 +310,19 @@ impl Post {
         if !self.pmu.has_global_control() {
             return false;
         }
-        let standing = hardware.read_pmu(PmuRegister::GlobalStatus) & !self.control;
+        let standing = hardware.read_pmu(PmuRegister::GlobalStatus) & !(self.control | self.guest_known.load(Relaxed));
         if standing == 0 {
             return false;
         }
         let mut bank = Bank::default();
         bank.take_selectors(&self.pmu, hardware);
         standing & bank.interrupting() != 0
+    }
+
+    /// Returns whether an interrupt of the guest's has come by the host's route.
+    #[inline]
+    pub(super) fn has_guest_pmi(&self) -> bool {
+        self.guest_came.load(Relaxed)
     }
 
     /// Returns whether the guest is owed an interrupt: `came` tells whether one has come on its route.

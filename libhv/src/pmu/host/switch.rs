@@ -187,12 +187,12 @@ impl HostPmu {
             Plan::Stop => self.stop(hardware, host.now()),
             Plan::PartitionRouted => {
                 self.stop(hardware, host.now());
-                self.post.set_guest_open(route == PmiRoute::Guest);
+                self.post.set_guest_open(route == PmiRoute::Guest, hardware);
                 host.route_pmi(route);
             }
             Plan::Switch => {
                 self.stop(hardware, host.now());
-                self.post.set_guest_open(route == PmiRoute::Guest);
+                self.post.set_guest_open(route == PmiRoute::Guest, hardware);
                 host.route_pmi(route);
                 self.restore(guest, hardware);
             }
@@ -275,6 +275,13 @@ impl HostPmu {
             host.route_pmi(PmiRoute::Host);
         }
         verdict
+    }
+
+    /// Returns whether an interrupt of the guest's counters has come by the host's route, and waits to be
+    /// [taken](Self::take_guest_pmi).
+    #[inline]
+    pub fn has_guest_pmi(&self) -> bool {
+        self.post.has_guest_pmi()
     }
 
     /// Returns whether an interrupt of the guest's counters has come since the last call, by whichever route: one that

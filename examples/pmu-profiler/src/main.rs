@@ -55,9 +55,7 @@ fn main(machine: Machine) -> Result<StopReason> {
         "none" => hypervisor.launch(machine, guest),
         "filtered" => hypervisor.pmu(FilteredBy::<NoOffCore>::new()).launch(machine, guest),
         "direct" => hypervisor.pmu(Passthrough::new().direct_interrupts()).launch(machine, guest),
-        "filtered-direct" => {
-            hypervisor.pmu(FilteredBy::<NoOffCore>::new().direct_interrupts()).launch(machine, guest)
-        }
+        "filtered-direct" => hypervisor.pmu(FilteredBy::<NoOffCore>::new().direct_interrupts()).launch(machine, guest),
         "emulated" => hypervisor.pmu(Emulated::new()).launch(machine, guest),
         "paravirtual" => hypervisor.pmu(Paravirtual::on(Passthrough::new())).launch(machine, guest),
         _ => hypervisor.pmu(Passthrough::new()).launch(machine, guest),

@@ -69,7 +69,7 @@ pub struct Pmu<P> {
     route: PmiRoute,
     /// It has sent one there as an NMI, and lets no other through.
     spent: bool,
-    /// An interrupt came when another was in the processor.
+    /// An interrupt has come that the guest has not heard of.
     late: bool,
     owed: credit::Owed,
     /// An interrupt has reached the guest without an exit, and its local APIC has not been told.
@@ -211,11 +211,11 @@ impl<P: PmuPolicy> Pmu<P> {
         if displaces && !pmu.restores_all() || !self.bank.can_be_put(&pmu) {
             return Err(Error::Unsupported(Requirement::RestorablePmu));
         }
-        // What the one who leaves has not heard of yet is kept for it (T-A13).
-        let delivered = close(hardware, host);
         let present = self.read_out(&pmu, hardware);
         let (mine, theirs) = (self.depth(), host.pmu_slot().depth());
         let branches = Branches::take(theirs, hardware);
+        // What is on its way to the one who leaves has come by now, and is kept for it (T-A13): what meets a mask is lost.
+        let delivered = close(hardware, host);
         let pending = what_came(delivered, host);
         let slot = host.pmu_slot();
         if let Some(other) = slot.owner() {
@@ -264,13 +264,13 @@ impl<P: PmuPolicy> Pmu<P> {
     /// Takes the guest's registers out of the processor and leaves none of its values there (A20).
     pub fn release<H: Host>(&mut self, hardware: &mut impl PmuHardware, host: &mut H) {
         let Some(pmu) = self.host.filter(|_| host.pmu_slot().owner() == Some(self.owner)) else { return };
-        let delivered = close(hardware, host);
-        (self.route, self.spent) = (PmiRoute::Masked, false);
         let global_control = match hardware.global_switch() {
             GlobalSwitch::Hardware => hardware.guest_global_control(),
             _ => 0,
         };
         let present = self.read_out(&pmu, hardware);
+        let delivered = close(hardware, host);
+        (self.route, self.spent) = (PmiRoute::Masked, false);
         self.owe(what_came(delivered, host));
         self.bank = Bank { global_control: present.global_control | global_control, ..present };
         self.masks = CreditMasks::of(&pmu, &present.selectors, FixedControl(present.fixed_control));

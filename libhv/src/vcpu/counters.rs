@@ -60,6 +60,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn leave_pmu<H: Host>(&mut self, world: &mut World<'_, H>) {
         // While the host's counters are still there: what the guest leaves is cleared with all that are.
         self.end_host(world);
+        if self.take_shared_pmi(world) {
+            self.pmu.came();
+        }
         self.leave_lent(world);
         if Pmu::<P>::PRESENT {
             match &mut self.emulated {

@@ -82,6 +82,7 @@ impl HostPmu {
         self.stop(hardware, host.now());
         self.post.tell(self.on_sample);
         host.route_pmi(PmiRoute::Masked);
+        self.post.forgive(hardware);
         let mut fixed = 0;
         for event in &self.events {
             match event.counter {

@@ -9,6 +9,7 @@ use crate::sim::pmu::{Config, Happened, Pmu as SimPmu, amd, intel};
 use crate::time::{Frequency, Tsc};
 use core::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::vec::Vec;
 
 /// One instruction that takes a cycle.
@@ -41,7 +42,7 @@ pub(crate) struct Registers {
     /// NMIs do not leave the guest.
     pub(crate) nmis_passed: bool,
     /// RDMSR, WRMSR and RDPMC of the hypervisor.
-    pub(crate) accesses: Cell<u64>,
+    pub(crate) accesses: Rc<Cell<u64>>,
     pub(crate) writes: u64,
 }
 
@@ -110,15 +111,27 @@ pub(crate) struct TestHost {
     pub(crate) arrived: bool,
     /// An NMI has masked the entry that is routed to the guest as one.
     nmi_delivered: bool,
+    /// How many registers the hypervisor reads or writes from an overflow to its interrupt; of how many it has.
+    pub(crate) skid: u64,
+    clock: Rc<Cell<u64>>,
+    arrives_at: Option<u64>,
     slot: PmuSlot,
 }
 
 impl TestHost {
-    pub(crate) fn new(maker: Maker) -> Self {
-        Self { masks: maker == Maker::Intel, ..Self::default() }
+    pub(crate) fn new(maker: Maker, clock: Rc<Cell<u64>>) -> Self {
+        Self { masks: maker == Maker::Intel, clock, ..Self::default() }
     }
     /// The PMU asks for an interrupt.
     fn request(&mut self) {
+        self.arrives_at = Some(self.clock.get() + self.skid);
+        self.arrive();
+    }
+    /// Has an interrupt on its way arrive that has been long enough.
+    fn arrive(&mut self) {
+        if self.arrives_at.take_if(|at| *at <= self.clock.get()).is_none() {
+            return;
+        }
         match self.route {
             Some(PmiRoute::Guest) => {
                 self.pending = true;
@@ -135,6 +148,7 @@ impl TestHost {
 
 impl PmiHost for TestHost {
     fn route_pmi(&mut self, route: PmiRoute) {
+        self.arrive();
         (self.route, self.nmi_delivered) = (Some(route), false);
     }
     fn guest_nmi_delivered(&self) -> bool {
@@ -157,6 +171,7 @@ impl Host for TestHost {
     }
     fn arm(&mut self, _: Option<Tsc>) {}
     fn serve_interrupts(&mut self, _: Option<u8>) {
+        self.arrive();
         self.arrived |= core::mem::take(&mut self.pending);
     }
     fn wait(&mut self) {}
@@ -217,10 +232,11 @@ impl Rig {
             passed: BTreeMap::new(),
             passes_rdpmc: false,
             nmis_passed: false,
-            accesses: Cell::new(0),
+            accesses: Rc::default(),
             writes: 0,
         };
-        Self { registers, host: TestHost::new(maker), capability }
+        let host = TestHost::new(maker, registers.accesses.clone());
+        Self { registers, host, capability }
     }
 
     pub(crate) fn guest<P: PmuPolicy>(&mut self, policy: P) -> TestGuest<P> {

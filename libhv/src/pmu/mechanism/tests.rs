@@ -6,6 +6,8 @@ use crate::pmu::bank::Bank;
 use crate::pmu::{EventSelector, FixedControl, Means, Passthrough, PmuCapability, PmuPolicy, PmuShare, Retired};
 use crate::sim::pmu::{amd, intel};
 
+mod late;
+
 const SELECTOR: u32 = 0x186;
 const COUNTER: u32 = 0x4C1;
 const FIXED: u32 = 0x309;
@@ -234,21 +236,6 @@ fn an_owner_that_never_changes_never_moves() {
         guest.mechanism.acquire(&mut rig.registers, &mut rig.host).expect("its own");
     }
     assert_eq!(rig.registers.accesses.get(), accesses);
-}
-
-/// T-A13: an interrupt that comes when its guest has left waits for it, and no other guest gets it.
-#[test]
-fn a_late_interrupt_goes_to_the_guest_that_caused_it() {
-    let mut rig = Rig::intel(intel::Config::default());
-    let (mut one, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
-    rig.resume(&mut one);
-    rig.pause(&mut one);
-    rig.host.arrived = true;
-    rig.resume(&mut other);
-    assert_eq!(other.interrupts, 0);
-    rig.pause(&mut other);
-    rig.resume(&mut one);
-    assert_eq!((one.interrupts, other.interrupts), (1, 0));
 }
 
 /// Requirement A20.

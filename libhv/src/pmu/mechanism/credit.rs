@@ -40,7 +40,7 @@ impl Owed {
 impl<P: PmuPolicy> Pmu<P> {
     /// Counts an instruction that the hypervisor has executed in the guest's stead (A26). Returns whether a counter ran
     /// over that interrupts: the guest's local APIC is to deliver one. `freezes` tells what an
-    /// interrupt freezes, see [`frozen_by_interrupt`].
+    /// interrupt freezes, see [`frozen_by_interrupt`](super::frozen_by_interrupt).
     #[inline]
     pub fn retire<B: PmuHardware>(
         &mut self,

@@ -1,5 +1,6 @@
 //! The processor by itself: that it executes and delivers as the manuals say, and what it refuses.
 
+mod beside;
 mod counting;
 mod direct;
 mod harness;

@@ -76,7 +76,7 @@ pub(super) struct Ran {
     /// What its policy gives it.
     pub(super) report: PmuReport,
     /// What the host's first event has counted.
-    host: u64,
+    pub(super) host: u64,
     pub(super) machine: Machine,
     pub(super) memory: GuestMemory,
 }
@@ -286,7 +286,7 @@ fn a_host_counts_itself_or_the_guest_too() {
 }
 
 /// Four counters, and none of the fixed-function ones.
-struct Four;
+pub(super) struct Four;
 impl PmuPolicy for Four {
     const MEANS: Means = Means::Passed;
     const FILTERS: bool = false;

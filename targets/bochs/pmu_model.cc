@@ -284,8 +284,10 @@ bool PmuModel::step(const Step &step) {
     raised = skid == 0;
     raise_in = skid;
   }
-  if (raised && (debug_control & FREEZE_PERFMON_ON_PMI)) status |= CTR_FRZ;
-  if (raised && (debug_control & FREEZE_LBRS_ON_PMI)) status |= LBR_FRZ;
+  // What overflows freezes, not what is delivered later (SDM Vol. 4, IA32_PERF_GLOBAL_STATUS.CTR_Frz: "one or more core PMU
+  // counters overflowed").
+  if (interrupt && (debug_control & FREEZE_PERFMON_ON_PMI)) status |= CTR_FRZ;
+  if (interrupt && (debug_control & FREEZE_LBRS_ON_PMI)) status |= LBR_FRZ;
   return raised;
 }
 

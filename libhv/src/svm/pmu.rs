@@ -1,5 +1,8 @@
 //! The PMU's seam on SVM: nothing is switched with the world, the selectors say themselves that they count the guest alone
 //! (GuestOnly, APM Vol. 2 13.2.1), which the mechanism forces.
+//!
+//! Hardware PMC virtualization (CPUID 8000_000AH:EDX\[8\]) is not asked for, and processors that have it run as those that
+//! have not: what is public of it does not yet say how an overflow reaches a guest without AVIC.
 
 use super::vcpu::Svm;
 use super::vmcb::intercept3;

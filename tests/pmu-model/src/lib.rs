@@ -25,6 +25,8 @@ pub enum Command {
     Branch(Branch, u64, u64, bool),
     /// A memory access: answered `hit`, `ref` or `miss`.
     Access(u64),
+    /// Interrupts come so many instructions late from now on: answered `ok`.
+    Skid(u64),
     /// RESET: answered `ok`.
     Reset,
 }
@@ -61,6 +63,7 @@ impl fmt::Display for Command {
                 write!(f, "branch {address:x} {target:x} {kind} {}", u8::from(taken))
             }
             Self::Access(physical) => write!(f, "access {physical:x}"),
+            Self::Skid(instructions) => write!(f, "skid {instructions}"),
             Self::Reset => f.write_str("reset"),
         }
     }

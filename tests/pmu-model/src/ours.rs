@@ -46,6 +46,12 @@ impl Ours {
                 Answered::Last => "ref".to_owned(),
                 Answered::Memory => "miss".to_owned(),
             },
+            Command::Skid(instructions) => {
+                if let Pmu::Intel(pmu) = &mut self.pmu {
+                    pmu.set_skid(instructions);
+                }
+                "ok".to_owned()
+            }
             Command::Reset => {
                 *self = Self::default();
                 "ok".to_owned()

@@ -118,6 +118,9 @@ pub struct Pmu {
     status: u64,
     debug_control: u64,
     lbr: Option<Lbr>,
+    skid: u64,
+    /// Instructions that retire until an interrupt under way is requested.
+    on_its_way: Option<u64>,
 }
 
 impl Pmu {
@@ -141,7 +144,14 @@ impl Pmu {
             status: 0,
             debug_control: 0,
             lbr: (lbr_depth > 0).then(|| Lbr::new(lbr_depth)),
+            skid: 0,
+            on_its_way: None,
         }
+    }
+
+    /// Has interrupts come this many retired instructions after their overflow. Overflows on the way share the interrupt.
+    pub fn set_skid(&mut self, instructions: u64) {
+        self.skid = instructions;
     }
 
     /// Returns what the processor has.
@@ -181,10 +191,22 @@ impl Pmu {
         if interrupts {
             self.freeze();
         }
-        interrupts
+        self.request(interrupts, happened.instructions)
     }
 
-    /// What IA32_DEBUGCTL asks for when a counter requests an interrupt (SDM Vol. 3B 18.4.7): versions 2 and 3 clear
+    /// Returns whether an interrupt comes in a step in which so many instructions retired, and a counter asked for one or
+    /// not.
+    fn request(&mut self, asked: bool, retired: u64) -> bool {
+        let (comes, left) = match self.on_its_way {
+            Some(left) => (retired >= left, left.saturating_sub(retired)),
+            None => (asked && self.skid == 0, if asked { self.skid } else { 0 }),
+        };
+        self.on_its_way = (left > 0).then_some(left);
+        comes
+    }
+
+    /// What IA32_DEBUGCTL asks for when a counter overflows that is to interrupt (SDM Vol. 3B 18.4.7): the interrupt may still
+    /// be on its way when counting ends (SDM Vol. 4, IA32_PERF_GLOBAL_STATUS.CTR_Frz). Versions 2 and 3 clear
     /// GLOBAL_CTRL, later ones say so in GLOBAL_STATUS.
     fn freeze(&mut self) {
         let (counters, branches) =

@@ -7,7 +7,7 @@ mod tally;
 
 use libhv::address::Gpa;
 use libhv::exit::{Exit, Msr, StopReason};
-use libhv::hw::Host;
+use libhv::hw::{Host, PmiRoute};
 use libhv::log;
 use libhv::memory::GuestMemory;
 use libhv::memory::nested::NestedTables;
@@ -137,7 +137,7 @@ impl Test {
     fn acquire(&mut self, owner: &mut Owner) -> u64 {
         let before = self.machine.processor().now();
         owner.pmu.acquire(&mut self.vmx, self.machine.processor()).expect("a PMU that can be restored");
-        owner.pmu.mirror(true, self.machine.processor());
+        owner.pmu.mirror(PmiRoute::Guest, &mut self.vmx, self.machine.processor());
         self.machine.processor().now().since(before)
     }
 

@@ -103,6 +103,19 @@ pub struct NestedPageFault {
     pub page_walk: bool,
 }
 
+/// An access to the page of the local APIC's registers that the processor does not carry out by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ApicAccess {
+    /// The offset in the page, below 4096.
+    pub offset: u16,
+    /// The access was a write.
+    pub write: bool,
+    /// The access was an instruction fetch.
+    pub fetch: bool,
+    /// The access was the processor's own, to the guest's page tables.
+    pub page_walk: bool,
+}
+
 /// Which control register a MOV, CLTS or LMSW reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ControlAccess {
@@ -156,6 +169,18 @@ pub enum Exit {
     PortIo(PortIo),
     /// Nested paging refused an access.
     NestedPageFault(NestedPageFault),
+    /// An access to the local APIC's page, where the processor serves that page, of a kind that it does not (SDM Vol. 3C
+    /// "APIC-Access VM Exits").
+    ApicAccess(ApicAccess),
+    /// The guest has written a register of the local APIC in the page that the processor serves; the instruction has been
+    /// executed (SDM Vol. 3C "APIC-Write VM Exits"). To complete it and to retry are the same.
+    ApicWrite {
+        /// The offset in the page, below 4096.
+        offset: u16,
+    },
+    /// The guest has lowered its task priority below the class that was asked for; the instruction has been executed (SDM
+    /// Vol. 3C "TPR Virtualization"). To complete it and to retry are the same.
+    TprBelowThreshold,
     /// A control register that is not the guest's own.
     ControlRegister(ControlAccess),
     /// MOV to or from a debug register.
@@ -289,6 +314,15 @@ pub enum Resolution {
 }
 
 impl Resolution {
+    /// Returns what this means after a trap, whose instruction has been executed: there is nothing to complete.
+    #[inline(always)]
+    pub(crate) fn after(self, exit: &Exit) -> Self {
+        match (self, exit) {
+            (Self::Complete, Exit::ApicWrite { .. } | Exit::TprBelowThreshold) => Self::Retry,
+            (answer, _) => answer,
+        }
+    }
+
     /// Asks the next room where this one had no answer.
     #[inline]
     pub fn or_else(self, next: impl FnOnce() -> Self) -> Self {

@@ -1,6 +1,7 @@
 //! What a virtualization backend does: enter, tell why the guest left, and carry out what was decided.
 
 use crate::address::Gpa;
+use crate::devices::lapic::ApicPage;
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::hw::PmuHardware;
@@ -35,6 +36,10 @@ pub trait Handler<B> {
 ///
 /// Everything starts closed: every MSR and port is intercepted. All methods are called with the guest not running.
 pub trait Backend: GuestState + VectorState + PmuHardware {
+    /// There are processors for this backend that serve the registers of a local APIC from a page, see
+    /// [`virtualize_apic`](Self::virtualize_apic).
+    const SERVES_APIC: bool = false;
+
     /// Sets the guest's registers to what a loader or a reset asks for.
     fn load(&mut self, entry: &EntryState);
 
@@ -135,6 +140,22 @@ pub trait Backend: GuestState + VectorState + PmuHardware {
 
     /// Tells the local APIC's task priority class, CR8, to processors that let the guest read it without leaving.
     fn set_task_priority(&mut self, _class: u8) {}
+
+    /// Has the processor serve the registers of the local APIC at FEE00000H from a page, or has every access to them leave
+    /// again; returns whether it serves them. What the page holds at first is the caller's to say.
+    fn virtualize_apic(&mut self, _on: bool) -> bool {
+        false
+    }
+
+    /// Gives away the page from which the processor serves the local APIC, once; `None` where it cannot.
+    fn give_apic_page(&mut self) -> Option<ApicPage> {
+        None
+    }
+
+    /// Asks for an [`Exit::TprBelowThreshold`] when the class of the task priority in the page falls below this one, 0 to
+    /// 15; 0 stops asking. It is not below it now.
+    #[inline(always)]
+    fn set_priority_threshold(&mut self, _class: u8) {}
 
     /// Sets the page-directory-pointer-table entries that PAE paging keeps in the processor. They are legal. Nothing to
     /// do where the processor reads them from memory when it needs them (APM Vol. 2 15.25.10).

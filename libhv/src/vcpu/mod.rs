@@ -1,5 +1,6 @@
 //! A virtual processor: the one run loop, the order in which rooms are asked, and the trait that a backend implements.
 
+mod apic;
 mod backend;
 pub mod control;
 mod counters;
@@ -99,6 +100,7 @@ pub struct Vcpu<B, A = (), P = ()> {
     control_rules: ControlRules,
     msrs: Msrs,
     emulator: Emulator,
+    apic: apic::Pages,
     trace: Trace,
     /// An event whose delivery was interrupted, and that something more urgent overtook.
     deferred: Option<Event>,
@@ -183,6 +185,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         msrs.show_performance_monitoring(view.is_some(), view.map_or(0, PmuView::debugctl_bits));
         backend.own_cr4(control_rules.cr4);
         backend.load(entry);
+        let apic = apic::Pages::of(&mut backend);
         Self {
             backend,
             appliance,
@@ -197,6 +200,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             control_rules,
             msrs,
             emulator: Emulator::new(features),
+            apic,
             trace: Trace::new(index),
             deferred: None,
             end: None,

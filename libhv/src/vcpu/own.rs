@@ -10,6 +10,9 @@ use crate::pmu::{Pmu, PmuPolicy};
 use crate::registers::{CR4_OSXSAVE, ControlRegister, Gpr};
 use crate::time::Tsc;
 
+/// The first MSR of x2APIC mode; those of the local APIC that there are in every mode lie below.
+const FIRST_X2APIC: u32 = 0x800;
+
 /// What RAX holds after a hypercall that nobody knows: -1.
 pub const UNKNOWN_HYPERCALL: u64 = u64::MAX;
 
@@ -118,10 +121,30 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         self.before_apic_write(msr, world);
-        let value = if msr.0 == index::TSC_DEADLINE { self.host_deadline(value, now) } else { value };
+        if msr.0 < FIRST_X2APIC {
+            return self.write_apic_control(msr, value, world, now);
+        }
         let written = world.chipset.write_msr(self.index, msr, value, now);
         if !matches!(written, Some(Ok(()))) {
             return Resolution::Inject(Event::GENERAL_PROTECTION);
+        }
+        self.after_devices(world, Resolution::Complete)
+    }
+
+    /// IA32_APIC_BASE and IA32_TSC_DEADLINE, which there are in every mode.
+    #[inline(never)]
+    fn write_apic_control<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        let deadline = msr.0 == index::TSC_DEADLINE;
+        let value = if deadline { self.host_deadline(value, now) } else { value };
+        self.take_apic(world);
+        let written = world.chipset.write_msr(self.index, msr, value, now);
+        if !matches!(written, Some(Ok(()))) {
+            return Resolution::Inject(Event::GENERAL_PROTECTION);
+        }
+        if deadline {
+            self.show_apic(world);
+        } else {
+            self.follow_apic_mode(world);
         }
         self.after_devices(world, Resolution::Complete)
     }

@@ -3,6 +3,7 @@
 use super::{Appliance, Backend, Vcpu, World, control};
 use crate::address::{Gpa, Gva};
 use crate::devices::Chipset;
+use crate::devices::lapic::ApicPage;
 use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
 use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
 use crate::hw::Host;
@@ -14,16 +15,17 @@ use crate::time::Tsc;
 /// The devices as an emulated instruction reaches them.
 struct DeviceBus<'a> {
     chipset: &'a mut Chipset,
+    page: Option<&'a ApicPage>,
     processor: usize,
     now: Tsc,
 }
 
 impl Bus for DeviceBus<'_> {
     fn read(&mut self, gpa: Gpa, width: Width) -> u64 {
-        self.chipset.memory_read(self.processor, gpa, width, self.now)
+        self.chipset.memory_read_beside(self.page, self.processor, gpa, width, self.now)
     }
     fn write(&mut self, gpa: Gpa, width: Width, value: u64) {
-        self.chipset.memory_write(self.processor, gpa, width, value, self.now);
+        self.chipset.memory_write_beside(self.page, self.processor, gpa, width, value, self.now);
     }
     fn port_read(&mut self, port: u16, width: Width) -> u32 {
         self.chipset.port_read(self.processor, port, width, self.now)
@@ -39,7 +41,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn resolve<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         match self.appliance.on_exit(exit, &mut self.backend) {
             Resolution::NotMine => {}
-            answer => return answer,
+            answer => return answer.after(exit),
         }
         match *exit {
             Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
@@ -48,6 +50,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             Exit::Wrmsr(msr, value) => self.write_msr(msr, value, world, now),
             Exit::NestedPageFault(fault) => self.nested_page_fault(fault, world, now),
             Exit::Hypercall => self.hypercall(world),
+            Exit::ApicWrite { offset } => self.apic_write(offset, world, now),
             _ => self.resolve_further(exit, world, now),
         }
     }
@@ -66,7 +69,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 self.pass_time(world, now);
                 Resolution::Retry
             }
-            Exit::InterruptWindow | Exit::NmiWindow | Exit::Nmi => {
+            Exit::ApicAccess(access) => self.apic_access(access, world, now),
+            Exit::InterruptWindow | Exit::NmiWindow | Exit::Nmi | Exit::TprBelowThreshold => {
                 if P::HOST_COUNTS && matches!(exit, Exit::Nmi) {
                     self.host_nmi(world);
                 }
@@ -105,7 +109,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// As above for devices at ports, which do not touch the task priority.
     #[inline]
-    fn after_ports<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
+    pub(super) fn after_ports<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
         if world.chipset.take_attention() {
             self.attention = true;
             if let Some(reason) = world.chipset.stop() {
@@ -140,7 +144,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     /// An access to what is not memory goes to the devices, instruction by instruction.
-    fn nested_page_fault<H: Host>(&mut self, fault: NestedPageFault, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    pub(super) fn nested_page_fault<H: Host>(
+        &mut self,
+        fault: NestedPageFault,
+        world: &mut World<'_, H>,
+        now: Tsc,
+    ) -> Resolution {
         if P::PARAVIRTUAL && world.memory.is_read_only(fault.gpa) {
             return self.write_to_page(fault, world, now);
         }
@@ -177,7 +186,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         {
             self.before_memory(fault.gpa, world);
         }
-        let mut bus = DeviceBus { chipset: world.chipset, processor: self.index, now };
+        let page = self.apic.served::<B>().map(|page| &*page);
+        let mut bus = DeviceBus { chipset: world.chipset, page, processor: self.index, now };
         let cause = Cause::new(self.backend.fetched(), fault);
         let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &cause);
         let resolution = match outcome {

@@ -53,6 +53,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// [`Error::VmEntry`] when the processor refuses to enter; [`Error::Unsupported`] where its PMU cannot be the guest's
     /// beside another's, or the host cannot count beside it.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
+        self.follow_apic_mode(world);
         self.enter_pmu(world)?;
         if P::HOST_COUNTS {
             self.start_host(world)?;
@@ -61,9 +62,14 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             if self.attention {
                 if let Some(reason) = self.end.take() {
                     self.leave_pmu(world);
+                    self.take_apic(world);
                     return Ok(reason);
                 }
-                self.attend(world);
+                if self.apic.served::<B>().is_some() {
+                    self.attend_with_page(world);
+                } else {
+                    self.attend(world);
+                }
             }
             self.stop_host(world);
             if P::HOST_COUNTS && self.guest_pmi_waits() {
@@ -151,6 +157,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     /// Gives the guest the event that waits longest and that it can take; asks to be told when it can take the others.
+    #[inline(always)]
     pub(super) fn attend<H: Host>(&mut self, world: &mut World<'_, H>) {
         self.attention = false;
         match self.deferred {
@@ -230,6 +237,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn halt<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
         self.backend.advance(world.memory);
         self.retired(false, world);
+        self.take_apic(world);
         self.attention = true;
         loop {
             world.chipset.advance(world.host.now());

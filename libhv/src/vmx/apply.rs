@@ -7,6 +7,7 @@ use super::flags::{ENTRY_FAILURE, ExitReason, Interruptibility, SecondaryControl
 use super::vmcs::Window;
 use super::{Deliveries, Vmx, entry, field, msr, timer};
 use crate::address::Gpa;
+use crate::devices::lapic::ApicPage;
 use crate::error::EntryFailure;
 use crate::exit::{Event, Exit, GuestOwnedMsr, Msr, RawExit};
 use crate::hw::{bare, vector};
@@ -23,6 +24,8 @@ use core::ops::RangeInclusive;
 const NOT_LAUNCHED: u32 = 5;
 /// Pending debug exceptions, bit 14: a single step.
 const PENDING_SINGLE_STEP: u64 = 1 << 14;
+/// Pending debug exceptions, bit 12: a breakpoint that DR7 enables.
+const PENDING_BREAKPOINT: u64 = 1 << 12;
 /// IA32_DEBUGCTL.BTF: single-step on branches.
 const DEBUGCTL_BTF: u64 = 1 << 1;
 /// #DF, whose delivery unblocks nothing.
@@ -42,7 +45,27 @@ impl VectorState for Vmx {
     }
 }
 
+/// Handles the kinds of exit that have no code of their own in the loop: there it would cost the others registers.
+#[inline(never)]
+fn handle_apart<T: Handler<Vmx>>(mut handler: T, reason: u32) -> Result<T::Answer, EntryFailure> {
+    const APIC_WRITE: u32 = ExitReason::APIC_WRITE.0 as u32;
+    let exit = match reason {
+        APIC_WRITE => return Ok(handle_apic_write(handler)),
+        _ => handler.backend().sort(reason)?,
+    };
+    Ok(handler.handle(exit))
+}
+
+/// Handles an APIC write, the one frequent kind of them.
+#[inline(never)]
+fn handle_apic_write<T: Handler<Vmx>>(mut handler: T) -> T::Answer {
+    let exit = decode::decode(ExitReason::APIC_WRITE.0.into(), handler.backend());
+    handler.handle(exit)
+}
+
 impl Backend for Vmx {
+    const SERVES_APIC: bool = true;
+
     fn load(&mut self, state: &EntryState) {
         const DR7_AFTER_RESET: u64 = 0x400;
         for (register, value) in Gpr::ALL.into_iter().zip(state.gprs) {
@@ -95,10 +118,7 @@ impl Backend for Vmx {
                         Exit::PortIo(access) => handler.handle(Exit::PortIo(access)),
                         other => handler.handle(other),
                     },
-                    _ => {
-                        let exit = handler.backend().sort(reason)?;
-                        handler.handle(exit)
-                    }
+                    _ => return handle_apart(handler, reason),
                 }
             };
         }
@@ -230,6 +250,19 @@ impl Backend for Vmx {
         }
     }
 
+    fn give_apic_page(&mut self) -> Option<ApicPage> {
+        self.virtual_apic.as_mut()?.page.take()
+    }
+
+    fn virtualize_apic(&mut self, on: bool) -> bool {
+        Self::virtualize_apic(self, on)
+    }
+
+    #[inline]
+    fn set_priority_threshold(&mut self, class: u8) {
+        self.vmcs.set_priority_threshold(class);
+    }
+
     fn own_cr4(&mut self, bits: u64) {
         Self::own_cr4(self, bits);
     }
@@ -320,9 +353,7 @@ impl Vmx {
         self.set_rflags(rflags & !RFLAGS_RF);
         if self.single_steps(rflags) {
             let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
-            self.vmcs.take_debug_causes(pending | PENDING_SINGLE_STEP);
-            self.vmcs.write(field::GUEST_PENDING_DEBUG, 0);
-            self.inject(Event::Exception { vector: DEBUG, error_code: None });
+            self.deliver_pending(pending | PENDING_SINGLE_STEP);
         }
     }
 
@@ -350,6 +381,24 @@ impl Vmx {
             let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
             self.vmcs.write(field::GUEST_PENDING_DEBUG, pending | PENDING_SINGLE_STEP);
         }
+    }
+
+    /// Delivers the #DB that a trap has come before: single step or breakpoint of the instruction that caused both. Left
+    /// pending, it would be lost to an interrupt that the entry delivers (SDM Vol. 3C 27.7.3).
+    #[inline(always)]
+    pub(super) fn settle_trap(&mut self) {
+        let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+        if pending & (PENDING_SINGLE_STEP | PENDING_BREAKPOINT) != 0 {
+            self.deliver_pending(pending);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn deliver_pending(&mut self, causes: u64) {
+        self.vmcs.take_debug_causes(causes);
+        self.vmcs.write(field::GUEST_PENDING_DEBUG, 0);
+        self.inject(Event::Exception { vector: DEBUG, error_code: None });
     }
 
     /// Keeps what a fault of the guest's interrupted: the delivery of an event, or an IRET that had unblocked NMIs
@@ -387,6 +436,9 @@ impl Vmx {
     fn unblocked_by_iret(&self, reason: ExitReason) -> bool {
         if reason == ExitReason::EPT_VIOLATION {
             return self.qualification() & u64::from(event::UNBLOCKED_BY_IRET) != 0;
+        }
+        if reason != ExitReason::EXCEPTION_OR_NMI {
+            return false;
         }
         let information = self.interruption();
         let double_fault = information & 0xFF == DOUBLE_FAULT;

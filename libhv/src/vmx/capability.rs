@@ -228,6 +228,15 @@ impl Capabilities {
     pub fn passes_nmis(&self) -> bool {
         self.raw.pin.must_be_one() & PinControls::NMI_EXITING.union(PinControls::VIRTUAL_NMIS).0 == 0
     }
+    /// Returns whether the processor serves the registers of the guest's local APIC from a page: it has the TPR shadow and
+    /// both kinds of APIC virtualization, and does not insist on exits for MOV CR8.
+    pub fn virtualizes_apic(&self) -> bool {
+        let exits = PrimaryControls::CR8_LOAD_EXITING.union(PrimaryControls::CR8_STORE_EXITING);
+        let both = SecondaryControls::VIRTUALIZE_APIC_ACCESSES.union(SecondaryControls::APIC_REGISTER_VIRTUALIZATION);
+        self.raw.primary.has(PrimaryControls::TPR_SHADOW.0)
+            && self.raw.primary.must_be_one() & exits.0 == 0
+            && self.raw.secondary.has(both.0)
+    }
     /// Returns how many MSRs a list of them for entries and exits may have (SDM Vol. 3D App. A.6).
     pub fn msr_list_limit(&self) -> usize {
         512 * (1 + self.raw.misc.get_bits(25..28) as usize)
@@ -289,7 +298,7 @@ pub(super) mod tests {
             ept_vpid: 0x0F01_0633_4141,
             pin: allowed(0x48D, 0x16, 0x7F),
             primary: allowed(0x48E, 0x0400_6172, 0xFFF9_FFFE),
-            secondary: allowed(0x48B, 0, 0x0055_7CFF),
+            secondary: allowed(0x48B, 0, 0x0055_7DFF),
             exit: allowed(0x48F, 0x0003_6DFB, 0x007F_FFFF),
             entry: allowed(0x490, 0x11FB, 0xFFFF),
         }
@@ -386,6 +395,29 @@ pub(super) mod tests {
         {
             assert_eq!(with(exit_bits, entry_bits), GlobalControlMeans::Missing);
         }
+    }
+
+    /// The bits are those of SDM Vol. 3C tables "Definitions of Primary Processor-Based VM-Execution Controls" and
+    /// "... Secondary ...".
+    #[test]
+    fn the_local_apic_is_virtualized_with_all_three_controls_or_not_at_all() {
+        let with = |change: fn(&mut RawCapabilities)| {
+            let mut raw = complete();
+            change(&mut raw);
+            let capabilities = Capabilities::judge(raw).expect("none of these is required");
+            let Controls { primary, secondary, .. } = *capabilities.controls();
+            assert_eq!((primary.0 & 0x38_0000, secondary.0 & 0x101), (0x18_0000, 0), "off at first, CR8 exits");
+            capabilities.virtualizes_apic()
+        };
+        assert!(with(|_| {}));
+        let without: [fn(&mut RawCapabilities); 5] = [
+            |raw| raw.primary.word &= !(1 << (32 + 21)),
+            |raw| raw.secondary.word &= !(1 << 32),
+            |raw| raw.secondary.word &= !(1 << (32 + 8)),
+            |raw| raw.primary.word |= 1 << 19,
+            |raw| raw.primary.word |= 1 << 20,
+        ];
+        assert!(!without.into_iter().any(with));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::event;
 use super::flags::ExitReason;
 use crate::address::{Gpa, Gva};
-use crate::exit::{ControlAccess, Exit, Msr, NestedPageFault, PortIo, RawExit, Width};
+use crate::exit::{ApicAccess, ControlAccess, Exit, Msr, NestedPageFault, PortIo, RawExit, Width};
 use crate::registers::Gpr;
 use bit_field::BitField;
 
@@ -24,7 +24,8 @@ pub(super) trait ExitFields {
     /// A general-purpose register of the guest.
     fn register(&self, register: Gpr) -> u64;
     /// Settles what the exit left half done. Called for the exits that can come in the middle of the delivery of an
-    /// event, or of an IRET: the guest's own faults (SDM Vol. 3C 28.2.4).
+    /// event, or of an IRET: the guest's own faults (SDM Vol. 3C 28.2.4); and for traps, which come before the #DB of the
+    /// same instruction.
     fn settle(&mut self, reason: ExitReason);
 }
 
@@ -56,6 +57,10 @@ pub(super) fn decode(reason: u32, fields: &mut impl ExitFields) -> Exit {
             fields.settle(ExitReason::EPT_VIOLATION);
             Exit::NestedPageFault(nested_page_fault(fields))
         }
+        ExitReason::APIC_WRITE => {
+            fields.settle(ExitReason::APIC_WRITE);
+            Exit::ApicWrite { offset: fields.qualification().get_bits(0..12) as u16 }
+        }
         ExitReason::EXTERNAL_INTERRUPT => external_interrupt(fields.interruption()),
         ExitReason::PREEMPTION_TIMER => Exit::TimerExpired,
         ExitReason::INTERRUPT_WINDOW => Exit::InterruptWindow,
@@ -66,6 +71,14 @@ pub(super) fn decode(reason: u32, fields: &mut impl ExitFields) -> Exit {
         ExitReason::EXCEPTION_OR_NMI => {
             fields.settle(ExitReason::EXCEPTION_OR_NMI);
             exception_or_nmi(fields)
+        }
+        ExitReason::APIC_ACCESS => {
+            fields.settle(ExitReason::APIC_ACCESS);
+            Exit::ApicAccess(apic_access(fields))
+        }
+        ExitReason::TPR_BELOW_THRESHOLD => {
+            fields.settle(ExitReason::TPR_BELOW_THRESHOLD);
+            Exit::TprBelowThreshold
         }
         ExitReason::MOV_DR => Exit::DebugRegister,
         ExitReason::RDPMC => Exit::Rdpmc(low(fields, Gpr::Rcx)),
@@ -123,6 +136,20 @@ fn nested_page_fault(fields: &impl ExitFields) -> NestedPageFault {
         fetch: qualification.get_bit(2),
         present: qualification.get_bits(3..6) != 0,
         page_walk: linear_is_valid && !qualification.get_bit(8),
+    }
+}
+
+/// SDM Vol. 3C table "Exit Qualification for APIC-Access VM Exits from Linear Accesses and Guest-Physical Accesses".
+fn apic_access(fields: &impl ExitFields) -> ApicAccess {
+    let qualification = fields.qualification();
+    let kind = qualification.get_bits(12..16);
+    // Data read, data write, fetch, and data in the delivery of an event, which is written: to a stack. The others are to
+    // guest-physical addresses, the guest's page tables.
+    ApicAccess {
+        offset: qualification.get_bits(0..12) as u16,
+        write: matches!(kind, 1 | 3),
+        fetch: kind == 2,
+        page_walk: matches!(kind, 10 | 15),
     }
 }
 
@@ -243,6 +270,16 @@ mod tests {
         }
 
         #[test]
+        fn accesses_to_the_apic_page_decode_as_the_manual_lays_them_out(offset in 0u16..4096, kind in 0u64..16, rest in 0u64..1 << 40) {
+            let qualification = u64::from(offset) | kind << 12 | rest << 16;
+            let decoded = |reason| decode(reason, &mut Words { qualification, ..Words::default() });
+            let access = ApicAccess { offset, write: [1, 3].contains(&kind), fetch: kind == 2, page_walk: [10, 15].contains(&kind) };
+            prop_assert_eq!(decoded(44), Exit::ApicAccess(access));
+            prop_assert_eq!(decoded(56), Exit::ApicWrite { offset });
+            prop_assert_eq!(decoded(43), Exit::TprBelowThreshold);
+        }
+
+        #[test]
         fn control_register_accesses_name_their_register(number in 0u8..16, register in 0u8..16, operand: u16) {
             let words = |kind: u64| Words {
                 qualification: u64::from(number) | kind << 4 | u64::from(register) << 8 | u64::from(operand) << 16,
@@ -268,11 +305,12 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_the_guest_are_settled_and_instructions_are_not() {
+    fn faults_and_traps_of_the_guest_are_settled_and_instructions_are_not() {
         for reason in 0..100 {
             let mut words = Words::default();
             decode(reason, &mut words);
-            assert_eq!(words.settled.map(|reason| reason.0.into()), [0, 48].contains(&reason).then_some(reason));
+            let settles = [0, 43, 44, 48, 56].contains(&reason);
+            assert_eq!(words.settled.map(|reason| reason.0.into()), settles.then_some(reason));
         }
     }
 

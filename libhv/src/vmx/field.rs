@@ -91,6 +91,8 @@ fields! {
     EXIT_MSR_LOAD_ADDRESS: u64, Host = 0x2008;
     ENTRY_MSR_LOAD_ADDRESS: u64, Host = 0x200A;
     TSC_OFFSET: u64, Guest = 0x2010;
+    VIRTUAL_APIC_ADDRESS: u64, Host = 0x2012;
+    APIC_ACCESS_ADDRESS: u64, Host = 0x2014;
     EPT_POINTER: u64, Host = 0x201A;
     XSS_EXITING_BITMAP: u64, Host = 0x202C;
     PIN_CONTROLS: u32, Host = 0x4000;
@@ -107,6 +109,7 @@ fields! {
     ENTRY_INTERRUPTION: u32, Guest = 0x4016;
     ENTRY_ERROR_CODE: u32, Guest = 0x4018;
     ENTRY_INSTRUCTION_LENGTH: u32, Guest = 0x401A;
+    TPR_THRESHOLD: u32, Guest = 0x401C;
     SECONDARY_CONTROLS: u32, Host = 0x401E;
     CR0_MASK: u64, Host = 0x6000;
     CR4_MASK: u64, Host = 0x6002;

@@ -60,6 +60,8 @@ flags! {
         CR8_LOAD_EXITING = 19;
         /// MOV from CR8 causes VM exits.
         CR8_STORE_EXITING = 20;
+        /// CR8 and the page of the local APIC share a task priority: the TPR shadow.
+        TPR_SHADOW = 21;
         /// A VM exit as soon as the guest can take an NMI.
         NMI_WINDOW_EXITING = 22;
         /// Ports cause VM exits as the bitmaps say.
@@ -76,6 +78,8 @@ flags! {
 flags! {
     /// Secondary processor-based VM-execution controls (SDM Vol. 3C 25.6.2).
     SecondaryControls {
+        /// Accesses to the APIC-access page are virtualized, or cause VM exits.
+        VIRTUALIZE_APIC_ACCESSES = 0;
         /// Extended page tables.
         EPT = 1;
         /// RDTSCP and RDPID exist for the guest.
@@ -86,6 +90,8 @@ flags! {
         WBINVD_EXITING = 6;
         /// The guest may run unpaged, and in real mode.
         UNRESTRICTED_GUEST = 7;
+        /// More registers of the local APIC than the task priority are read from the virtual-APIC page and written to it.
+        APIC_REGISTER_VIRTUALIZATION = 8;
         /// INVPCID exists for the guest.
         INVPCID = 12;
         /// XSAVES and XRSTORS exist for the guest.
@@ -216,6 +222,10 @@ reasons! {
     MONITOR = 39;
     /// PAUSE
     PAUSE = 40;
+    /// TPR below threshold.
+    TPR_BELOW_THRESHOLD = 43;
+    /// An access to the APIC-access page that is not virtualized.
+    APIC_ACCESS = 44;
     /// EPT violation.
     EPT_VIOLATION = 48;
     /// EPT misconfiguration.
@@ -230,6 +240,8 @@ reasons! {
     WBINVD = 54;
     /// XSETBV
     XSETBV = 55;
+    /// A write to the virtual-APIC page has been completed: APIC write.
+    APIC_WRITE = 56;
     /// VMFUNC
     VMFUNC = 59;
     /// ENCLS

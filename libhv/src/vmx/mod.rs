@@ -3,6 +3,7 @@
 //! `capability` says what the processor has, `vmcs` is VMX operation as a value, `entry` goes into the guest and comes
 //! back, `decode` says what an exit means, `apply` carries out what was decided.
 
+mod apic;
 mod apply;
 pub mod capability;
 mod debug_control;
@@ -30,6 +31,7 @@ use crate::exit::RawExit;
 use crate::memory::nested::NestedTables;
 use crate::memory::permissions::{MsrPermissions, PortPermissions};
 use crate::registers::Gpr;
+use apic::VirtualApic;
 use decode::ExitFields;
 use entry::Registers;
 use flags::ExitReason;
@@ -40,7 +42,8 @@ use vmcs::Vmcs;
 /// A virtual processor on the processor that made it.
 ///
 /// It takes five frames: the VMXON region, the VMCS, and those of MSR and port permissions; a sixth where exits cannot save
-/// IA32_PERF_GLOBAL_CTRL to the VMCS, and one more where the host has IA32_DEBUGCTL.FREEZE_WHILE_SMM set. Vector and x87
+/// IA32_PERF_GLOBAL_CTRL to the VMCS, one more where the host has IA32_DEBUGCTL.FREEZE_WHILE_SMM set, and two where the
+/// processor serves the guest's local APIC from a page. Vector and x87
 /// state, XCR0, CR2, DR0 to DR3, DR6, the SYSCALL MSRs, IA32_KERNEL_GS_BASE and IA32_TSC_AUX stay in the processor as the
 /// guest has them, and so do the registers of the PMU, but for IA32_PERF_GLOBAL_CTRL.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub struct Vmx {
     msrs: MsrPermissions,
     ports: PortPermissions,
     global_control: GlobalControl,
+    /// Where the processor can serve the local APIC.
+    virtual_apic: Option<VirtualApic>,
     /// What exits load beside the host's fields.
     _exit_loads: Option<MsrList>,
 }
@@ -137,7 +142,10 @@ impl ExitFields for Vmx {
     }
     #[inline]
     fn settle(&mut self, reason: ExitReason) {
-        self.settle_delivery(reason);
+        match reason {
+            ExitReason::APIC_WRITE | ExitReason::TPR_BELOW_THRESHOLD => self.settle_trap(),
+            _ => self.settle_delivery(reason),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a processor outside VMX operation to a virtual processor that can be entered.
 #![expect(unsafe_code, reason = "has conditions that only the caller can vouch for")]
 
+use super::apic::VirtualApic;
 use super::entry::Registers;
 use super::flags::SecondaryControls;
 use super::pmu::GlobalControl;
@@ -28,13 +29,18 @@ impl Vmx {
     /// 2. While the value lives the host does not rely on the registers that stay in the processor (see the type), and
     ///    nobody else takes the processor into or out of VMX operation.
     /// 3. Interrupts are off from every exit to the next entry.
-    pub unsafe fn new(frames: &mut impl FrameSource, nested: NestedTables<EptEntry>, tag: NonZeroU16) -> Result<Self> {
+    pub unsafe fn new(
+        frames: &mut impl FrameSource,
+        mut nested: NestedTables<EptEntry>,
+        tag: NonZeroU16,
+    ) -> Result<Self> {
         let capabilities = Self::check()?;
         let port_frames = frames.allocate(2).ok_or(Error::OutOfMemory("port permissions"))?;
         let msr_frames = frames.allocate(1).ok_or(Error::OutOfMemory("MSR permissions"))?;
         let ports = PortPermissions::closed(port_frames);
         let msrs = MsrPermissions::closed(msr_frames, vmx_layout);
         let global_control = GlobalControl::new(&capabilities, frames)?;
+        let virtual_apic = VirtualApic::new(&capabilities, frames, &mut nested)?;
         // SAFETY: `check` found privilege level 0 and these capabilities; condition 2 above.
         let mut vmcs = unsafe { Vmcs::enable(&capabilities, frames) }?;
         let bitmaps = ports.physical().as_u64();
@@ -64,6 +70,7 @@ impl Vmx {
             msrs,
             ports,
             global_control,
+            virtual_apic,
             _exit_loads: exit_loads,
         };
         this.own_cr4(0);

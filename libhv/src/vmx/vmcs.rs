@@ -14,6 +14,7 @@ use crate::memory::{FrameSource, Frames};
 use crate::registers::CR4_VMXE;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
+use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr0, Cr4};
 
 /// VMX operation of one processor with a VMCS that is current for as long as the value lives.
@@ -27,6 +28,8 @@ pub(super) struct Vmcs {
     /// NMIs reach the guest without leaving it, unless it is watched for an NMI window.
     passes_nmis: bool,
     primary: PrimaryControls,
+    secondary: SecondaryControls,
+    priority_threshold: u8,
     /// The EPT pointer and the VPID, for invalidation; and which kinds of it the processor has.
     ept_pointer: u64,
     tag: Option<NonZeroU16>,
@@ -103,6 +106,8 @@ impl Vmcs {
             pin: controls.pin,
             passes_nmis: false,
             primary: controls.primary,
+            secondary: controls.secondary,
+            priority_threshold: 0,
             ept_pointer: 0,
             tag: None,
             invept_kind: if capabilities.single_context_invept() { 1 } else { 2 },
@@ -245,6 +250,43 @@ impl Vmcs {
             self.primary = controls;
             // SAFETY: a window makes the guest leave more often, nothing else; RDPMC reads counters, nothing else.
             unsafe { instructions::vmwrite(field::PRIMARY_CONTROLS.encoding(), controls.0.into()) }
+        }
+    }
+
+    /// Has the processor serve the local APIC: from a virtual-APIC page, where the guest reaches an APIC-access page; or, with
+    /// `None`, has CR8 leave the guest. The processor has the controls.
+    ///
+    /// # Safety
+    /// Both pages are the guest's own, and live as long as the VMCS.
+    pub(super) unsafe fn virtualize_apic(&mut self, pages: Option<[PhysAddr; 2]>) {
+        let on = pages.is_some();
+        if let Some([page, access]) = pages {
+            let assignments =
+                [field::VIRTUAL_APIC_ADDRESS.of(page.as_u64()), field::APIC_ACCESS_ADDRESS.of(access.as_u64())];
+            // SAFETY: the caller vouches for the pages.
+            unsafe { self.assign(&assignments) }
+            self.write(field::TPR_THRESHOLD, 0);
+            self.priority_threshold = 0;
+        }
+        self.primary = self
+            .primary
+            .with(PrimaryControls::TPR_SHADOW, on)
+            .with(PrimaryControls::CR8_LOAD_EXITING.union(PrimaryControls::CR8_STORE_EXITING), !on);
+        self.secondary = self
+            .secondary
+            .with(SecondaryControls::VIRTUALIZE_APIC_ACCESSES, on)
+            .with(SecondaryControls::APIC_REGISTER_VIRTUALIZATION, on);
+        let assignments = [field::PRIMARY_CONTROLS.of(self.primary.0), field::SECONDARY_CONTROLS.of(self.secondary.0)];
+        // SAFETY: CR8 leaves the guest unless it goes to the page, which the caller vouches for.
+        unsafe { self.assign(&assignments) }
+    }
+
+    /// Has the guest leave when its task priority falls below a class, 0 to 15.
+    #[inline]
+    pub(super) fn set_priority_threshold(&mut self, class: u8) {
+        if class != self.priority_threshold {
+            self.priority_threshold = class;
+            self.write(field::TPR_THRESHOLD, (class & 0xF).into());
         }
     }
 

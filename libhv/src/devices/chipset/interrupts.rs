@@ -126,7 +126,7 @@ impl Chipset {
     }
 
     /// Carries out what a write to `cpu`'s local APIC asked for, and sees whether the processor has to look.
-    #[inline]
+    #[inline(always)]
     pub(super) fn after_apic(&mut self, cpu: usize, effect: Effect) {
         match effect {
             Effect::None => {}

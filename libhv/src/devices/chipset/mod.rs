@@ -10,7 +10,7 @@ mod ports;
 use super::bus::{Bus, Conflict, Device};
 use super::i8042::KeyboardController;
 use super::ioapic::{self, IoApic};
-use super::lapic::{LocalApic, Startup};
+use super::lapic::{ApicPage, LocalApic, Startup};
 use super::pci::{self, Pci};
 use super::pic::Pic;
 use super::pit::Pit;
@@ -208,10 +208,26 @@ impl Chipset {
 
     /// Reads `width` (32 bits at most) of memory-mapped devices at `address`; all ones where there is none.
     pub fn memory_read(&mut self, cpu: usize, address: Gpa, width: Width, now: Tsc) -> u64 {
+        self.memory_read_beside(None, cpu, address, width, now)
+    }
+
+    /// As [`memory_read`](Self::memory_read), where the processor serves the local APIC from `page`, if from any.
+    #[inline(always)]
+    pub(crate) fn memory_read_beside(
+        &mut self,
+        page: Option<&ApicPage>,
+        cpu: usize,
+        address: Gpa,
+        width: Width,
+        now: Tsc,
+    ) -> u64 {
         // Registers have 32 bits; a part of one is read as such.
         let part = |register: u32| u64::from(register) >> (8 * (address.as_u64() & 3)) & width.mask();
         let register = (address.page_offset() & !3) as u16;
         if let Some(apic) = self.apic_at(cpu, address) {
+            if let Some(page) = page {
+                apic.take(page);
+            }
             return part(apic.read(register, now));
         }
         if address.as_u64() & !0xFFF == IOAPIC {
@@ -232,12 +248,31 @@ impl Chipset {
     /// Writes `width` to memory-mapped devices at `address`; the write is lost where there is none. Interrupt
     /// controllers take 32-bit writes, and the low half of wider ones.
     pub fn memory_write(&mut self, cpu: usize, address: Gpa, width: Width, value: u64, now: Tsc) {
+        self.memory_write_beside(None, cpu, address, width, value, now);
+    }
+
+    /// As [`memory_write`](Self::memory_write), where the processor serves the local APIC from `page`, if from any: then
+    /// the run loop has to see to a write of its registers.
+    #[inline(always)]
+    pub(crate) fn memory_write_beside(
+        &mut self,
+        page: Option<&ApicPage>,
+        cpu: usize,
+        address: Gpa,
+        width: Width,
+        value: u64,
+        now: Tsc,
+    ) {
         let register = address.page_offset() as u16;
         let whole = width.bytes() >= 4;
         if let Some(apic) = self.apic_at(cpu, address) {
             if whole {
+                if let Some(page) = page {
+                    apic.take(page);
+                }
                 let effect = apic.write(register, value as u32, now);
                 self.after_apic(cpu, effect);
+                self.attention |= page.is_some();
             }
         } else if address.as_u64() & !0xFFF == IOAPIC {
             // IOREGSEL is written as a byte, too.
@@ -250,6 +285,15 @@ impl Chipset {
         {
             device.bar_write(bar, offset, width, value & width.mask(), now);
             self.follow_bus();
+        }
+    }
+
+    /// Does what the guest has asked for by a write to the page of its local APIC, see [`LocalApic::written`].
+    #[inline]
+    pub fn apic_written(&mut self, cpu: usize, page: &ApicPage, offset: u16, now: Tsc) {
+        if let Some(apic) = self.apics.get_mut(cpu) {
+            let effect = apic.written(page, offset, now);
+            self.after_apic(cpu, effect);
         }
     }
 
@@ -365,7 +409,8 @@ impl Chipset {
     /// an NMI, a start-up, another deadline, the guest's end.
     #[inline]
     pub fn take_attention(&mut self) -> bool {
-        core::mem::take(&mut self.attention)
+        // Without a store where there is none: the most frequent answer.
+        self.attention && core::mem::take(&mut self.attention)
     }
 
     /// Returns how the guest ends, once, when it has ended itself.
@@ -405,6 +450,7 @@ impl Chipset {
     }
 
     /// Returns a processor's local APIC.
+    #[inline]
     pub fn local_apic(&mut self, cpu: usize) -> Option<&mut LocalApic> {
         self.apics.get_mut(cpu)
     }

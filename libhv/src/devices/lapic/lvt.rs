@@ -1,5 +1,7 @@
 //! The local vector table, the lines it serves, and the error-status register (SDM Vol. 3A 11.5).
 
+use super::page;
+use super::registers::{INITIAL_COUNT, LVT_LINT0, LVT_PERFORMANCE_MONITORING, LVT_TIMER};
 use super::timer::Mode;
 use super::{Delivery, LocalApic};
 use crate::time::Tsc;
@@ -92,9 +94,9 @@ impl LocalApic {
         if entry == Entry::Timer {
             self.advance(now);
             self.timer.set_mode(Mode::of_entry(value));
+            self.changed |= page::bit(INITIAL_COUNT);
         }
-        let forced = if self.software_enabled() { 0 } else { MASKED };
-        self.lvt[index] = self.lvt[index] & READ_ONLY[index] | value & WRITABLE[index] | forced;
+        self.keep_lvt(index, value);
         if entry == Entry::Lint0 {
             if !self.lint0_is_level() {
                 self.lvt[index] &= !REMOTE_IRR;
@@ -103,9 +105,30 @@ impl LocalApic {
         }
     }
 
+    /// Keeps the bits of an entry that software can write.
+    #[inline(always)]
+    fn keep_lvt(&mut self, index: usize, value: u32) {
+        let forced = if self.software_enabled() { 0 } else { MASKED };
+        self.lvt[index] = self.lvt[index] & READ_ONLY[index] | value & WRITABLE[index] | forced;
+    }
+
+    /// Writes an entry that concerns nobody before its event comes, and returns what it then holds: thermal, performance
+    /// monitoring, LINT1 and error. `None` for any other register.
+    #[inline(always)]
+    pub(super) fn write_quiet_lvt(&mut self, number: u32, value: u32) -> Option<u32> {
+        const QUIET: u32 = 0b11_0110;
+        let index = number.wrapping_sub(LVT_TIMER) as usize;
+        if index >= COUNT || QUIET >> index & 1 == 0 {
+            return None;
+        }
+        self.keep_lvt(index, value);
+        Some(self.lvt[index])
+    }
+
     /// Masks every entry, as disabling the local APIC by software does.
     pub(super) fn mask_lvt(&mut self) {
         self.lvt.iter_mut().for_each(|entry| *entry |= MASKED);
+        self.changed |= page::LVT;
     }
 
     /// Delivers the interrupt of the performance-monitoring counters, and masks its entry where the processor is one
@@ -116,6 +139,7 @@ impl LocalApic {
         self.raise(Entry::PerformanceMonitoring);
         if unmasked && self.masks_performance_monitoring {
             self.lvt[index] |= MASKED;
+            self.changed |= page::bit(LVT_PERFORMANCE_MONITORING);
         }
         unmasked
     }
@@ -126,6 +150,7 @@ impl LocalApic {
         let entry = &mut self.lvt[Entry::PerformanceMonitoring as usize];
         let unmasked = *entry & MASKED == 0;
         *entry |= MASKED;
+        self.changed |= page::bit(LVT_PERFORMANCE_MONITORING);
         unmasked
     }
 
@@ -179,6 +204,7 @@ impl LocalApic {
         let entry = self.lvt[index];
         if self.lint[0] && self.lint0_is_level() && entry & (MASKED | REMOTE_IRR) == 0 {
             self.lvt[index] |= REMOTE_IRR;
+            self.changed |= page::bit(LVT_LINT0);
             self.request(entry as u8, true);
         }
     }
@@ -188,6 +214,7 @@ impl LocalApic {
         let index = Entry::Lint0 as usize;
         if self.lvt[index] & REMOTE_IRR != 0 && self.lvt[index] as u8 == vector {
             self.lvt[index] &= !REMOTE_IRR;
+            self.changed |= page::bit(LVT_LINT0);
             self.request_lint0_level();
         }
     }

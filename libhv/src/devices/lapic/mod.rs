@@ -8,6 +8,7 @@ mod ipi;
 mod lvt;
 mod message;
 mod mode;
+mod page;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod vectors;
 mod x2apic;
 
 pub use message::{Audience, Delivery, Destination, Interrupt, Ipi};
+pub use page::ApicPage;
 pub use timer::APIC_TIMER_HZ;
 
 use crate::time::{Frequency, Tsc};
@@ -76,6 +78,8 @@ pub struct LocalApic {
     waits_for_startup: bool,
     physical_address_bits: u8,
     masks_performance_monitoring: bool,
+    /// Registers that the page shows as they were, a bit each: see `page`.
+    changed: u64,
 }
 
 impl LocalApic {
@@ -105,6 +109,7 @@ impl LocalApic {
             waits_for_startup: id != 0,
             physical_address_bits: 52,
             masks_performance_monitoring: true,
+            changed: 0,
         };
         apic.reset_registers();
         apic
@@ -136,6 +141,7 @@ impl LocalApic {
         self.spurious = registers::SOFTWARE_ENABLE | 0xFF;
         self.lvt[lvt::Entry::Lint0 as usize] = 7 << 8;
         self.lvt[lvt::Entry::Lint1 as usize] = 4 << 8;
+        self.changed = page::ALL;
     }
 
     /// Returns the APIC ID.
@@ -156,6 +162,7 @@ impl LocalApic {
         self.errors = lvt::Errors::default();
         self.timer.reset();
         (self.nmi, self.external) = (false, false);
+        self.changed = page::ALL;
     }
 
     /// Takes a message that is meant for this processor. A fixed interrupt is lost while software has disabled the
@@ -198,10 +205,13 @@ impl LocalApic {
             return self.report(lvt::RECEIVE_ILLEGAL_VECTOR);
         }
         self.irr.insert(vector);
+        self.changed |= page::IRR;
         if level {
             self.tmr.insert(vector);
+            self.changed |= page::TMR;
         } else if self.tmr.contains(vector) {
             self.tmr.remove(vector);
+            self.changed |= page::TMR;
         }
     }
 
@@ -221,7 +231,8 @@ impl LocalApic {
     pub fn acknowledge(&mut self) -> Option<u8> {
         let vector = self.pending()?;
         self.irr.remove(vector);
-        self.isr.insert(vector);
+        self.isr.insert_highest(vector);
+        self.changed |= page::IRR | page::ISR;
         Some(vector)
     }
 
@@ -233,6 +244,7 @@ impl LocalApic {
             return Effect::None;
         }
         self.isr.remove(vector);
+        self.changed |= page::ISR;
         if !self.tmr.contains(vector) {
             return Effect::None;
         }
@@ -260,6 +272,7 @@ impl LocalApic {
     #[inline]
     pub const fn set_cr8(&mut self, value: u8) {
         self.task_priority = value << 4;
+        self.changed |= page::bit(registers::TPR);
     }
 
     /// Returns whether the PICs' interrupt request reaches the processor: LINT0 is asserted and lets it through, the

@@ -2,6 +2,7 @@
 //! 11.4.1, 11.12.1.2).
 
 use super::lvt::{self, Entry};
+use super::page;
 use super::{Effect, LocalApic};
 use crate::time::Tsc;
 
@@ -25,6 +26,8 @@ pub(super) const ESR: u32 = 0x28;
 pub(super) const ICR: u32 = 0x30;
 pub(super) const ICR_HIGH: u32 = 0x31;
 pub(super) const LVT_TIMER: u32 = 0x32;
+pub(super) const LVT_PERFORMANCE_MONITORING: u32 = 0x34;
+pub(super) const LVT_LINT0: u32 = 0x35;
 pub(super) const LVT_ERROR: u32 = 0x37;
 pub(super) const INITIAL_COUNT: u32 = 0x38;
 pub(super) const CURRENT_COUNT: u32 = 0x39;
@@ -69,13 +72,7 @@ impl LocalApic {
         let number = u32::from(offset) >> 4;
         let value = match number {
             _ if !offset.is_multiple_of(16) => None,
-            ID => Some(self.id << 24),
-            // The arbitration priority, the remote-read data and the EOI register exist, and hold nothing.
-            APR | RRD | EOI => Some(0),
-            DFR => Some(self.destination_format),
-            ICR_HIGH => Some((self.command >> 32) as u32),
-            LDR => Some(self.logical_destination),
-            _ => self.read_shared(number, now),
+            _ => self.kept_in_page(number).or_else(|| self.read_shared(number, now)),
         };
         value.unwrap_or_else(|| {
             self.report(lvt::ILLEGAL_REGISTER_ADDRESS);
@@ -87,6 +84,7 @@ impl LocalApic {
     /// write is dropped and the error noted; read-only registers stay.
     pub fn write(&mut self, offset: u16, value: u32, now: Tsc) -> Effect {
         let number = u32::from(offset) >> 4;
+        self.changed |= page::bit(number);
         match number {
             EOI if offset == 0xB0 => return self.end_of_interrupt(),
             _ if !offset.is_multiple_of(16) => self.report(lvt::ILLEGAL_REGISTER_ADDRESS),
@@ -110,26 +108,45 @@ impl LocalApic {
 
     /// Reads a register that is the same in both modes; `None` when there is none.
     pub(super) fn read_shared(&mut self, number: u32, now: Tsc) -> Option<u32> {
+        if number == CURRENT_COUNT || (IRR..=IRR_LAST).contains(&number) {
+            self.advance(now);
+        }
+        match number {
+            CURRENT_COUNT => Some(self.timer.current(now)),
+            PPR => Some(self.processor_priority().into()),
+            _ => self.kept(number),
+        }
+    }
+
+    /// Returns a register that is the same in both modes and that time alone does not change; `None` when there is none.
+    #[inline(always)]
+    pub(super) fn kept(&self, number: u32) -> Option<u32> {
         Some(match number {
             VERSION => VERSION_VALUE,
             TPR => self.task_priority.into(),
-            PPR => self.processor_priority().into(),
             SVR => self.spurious,
             ISR..=ISR_LAST => self.isr.word((number - ISR) as usize),
             TMR..=TMR_LAST => self.tmr.word((number - TMR) as usize),
-            IRR..=IRR_LAST => {
-                self.advance(now);
-                self.irr.word((number - IRR) as usize)
-            }
+            IRR..=IRR_LAST => self.irr.word((number - IRR) as usize),
             ESR => self.errors.shown(),
             ICR => self.command as u32,
             LVT_TIMER..=LVT_ERROR => *self.lvt.get((number - LVT_TIMER) as usize)?,
             INITIAL_COUNT => self.timer.initial(),
-            CURRENT_COUNT => {
-                self.advance(now);
-                self.timer.current(now)
-            }
             DIVIDE => self.timer.divide(),
+            _ => return None,
+        })
+    }
+
+    /// Returns a register that xAPIC mode alone has, or has another way; `None` for the others.
+    #[inline(always)]
+    pub(super) fn kept_in_page(&self, number: u32) -> Option<u32> {
+        Some(match number {
+            ID => self.id << 24,
+            // The arbitration priority, the remote-read data and the EOI register exist, and hold nothing.
+            APR | RRD | EOI => 0,
+            DFR => self.destination_format,
+            ICR_HIGH => (self.command >> 32) as u32,
+            LDR => self.logical_destination,
             _ => return None,
         })
     }

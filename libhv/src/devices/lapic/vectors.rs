@@ -29,12 +29,26 @@ impl VectorSet {
         }
     }
 
+    /// Adds a vector above all members, 16 or more.
+    #[inline]
+    pub(super) fn insert_highest(&mut self, vector: u8) {
+        debug_assert!(vector >= 16 && vector > self.highest, "{vector} over {}", self.highest);
+        self.words[(vector >> 6) as usize] |= 1 << (vector & 63);
+        self.highest = vector;
+    }
+
     #[inline]
     pub(super) fn remove(&mut self, vector: u8) {
         self.words[(vector >> 6) as usize] &= !(1 << (vector & 63));
         if vector == self.highest {
             self.highest = self.find_highest();
         }
+    }
+
+    /// Returns the register, vector 0 in bit 0 of the first word.
+    #[inline]
+    pub(super) const fn words(&self) -> &[u64; 4] {
+        &self.words
     }
 
     /// Returns bits 31:0 of the register whose place in the eight is `index`, 0 for vectors 31:0.

@@ -235,6 +235,12 @@ numbers! {
         Init = 21,
         /// Any other
         Unhandled = 22,
+        /// An access to the local APIC's page that the processor did not carry out by itself
+        ApicAccess = 23,
+        /// A write to the local APIC's page that it did
+        ApicWrite = 24,
+        /// The task priority fell below that of an interrupt it had held back
+        TprBelowThreshold = 25,
     }
 }
 
@@ -262,6 +268,7 @@ macro_rules! reasons_are_kinds {
 reasons_are_kinds! {
     Cpuid Rdmsr Wrmsr Rdpmc Xsetbv PortIo NestedPageFault ControlRegister DebugRegister Exception ExternalInterrupt Nmi
     InterruptWindow NmiWindow TimerExpired Hypercall Halt Relax CacheFlush Undefined Shutdown Init Unhandled
+    ApicAccess ApicWrite TprBelowThreshold
 }
 
 block! {

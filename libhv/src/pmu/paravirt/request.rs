@@ -164,7 +164,7 @@ mod tests {
             // PERF_TYPE_BREAKPOINT of Linux (B6).
             (|block| block.event_type = 5, Refusal::UnsupportedType),
             (|block| block.config = 6, Refusal::UnsupportedEvent),
-            (|block| block.config = 0x100 + 23, Refusal::UnsupportedEvent),
+            (|block| block.config = 0x100 + 26, Refusal::UnsupportedEvent),
             (|block| block.config = 1 << 32, Refusal::UnsupportedEvent),
             (|block| (block.event_type, block.config) = (2, 1 << 22), Refusal::ReservedBits),
             (|block| (block.event_type, block.config) = (2, 1 << 32), Refusal::ReservedBits),

@@ -167,7 +167,7 @@ fn a_bad_state_is_refused_by_the_checks_of_calls_and_takes_no_counter() {
         (|state| state.flags = 0, BadState::Head(Refusal::ReservedBits)),
         (|state| state.sequence |= 1, BadState::Head(Refusal::ReservedBits)),
         (|state| state.reserved[3] = 1, BadState::Head(Refusal::ReservedBits)),
-        (|state| state.exits[23] = 1, BadState::Head(Refusal::ReservedBits)),
+        (|state| state.exits[26] = 1, BadState::Head(Refusal::ReservedBits)),
         (|state| (state.flags, state.page) = (0, 0), BadState::Head(Refusal::ReservedBits)),
         (|state| state.page = MEMORY, BadState::Page(Refusal::BadAddress)),
         (|state| state.page = RESULTS, event(0, Refusal::Overlap)),

@@ -115,6 +115,10 @@ unsafe fn run() -> ! {
     row("in-device", time_in, 0x3ff);
     row("mmio-store", time_store, ioapic::SELECT);
     row("mmio-load", time_load, ioapic::SELECT);
+    lapic::enter_xapic();
+    row("apic-store", time_store, lapic::PAGE + u64::from(lapic::register::LVT_PMC));
+    row("apic-load", time_load, lapic::PAGE + u64::from(lapic::register::LVT_PMC));
+    row("apic-eoi", time_store, lapic::PAGE + u64::from(lapic::register::EOI));
     if lapic::has_x2apic() {
         lapic::enter_x2apic();
         row("wrmsr-x2apic-tpr", time_wrmsr, 0x808);

@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod apic;
 mod counting;
 mod events;
 mod interrupt;
@@ -26,6 +27,7 @@ unsafe fn run() -> ! {
     counting::run(&mut tests);
     events::run(&mut tests);
     interrupt::run(&mut tests);
+    apic::run(&mut tests);
     user::run(&mut tests);
     world::run(&mut tests);
     tests.finish()

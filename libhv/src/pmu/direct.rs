@@ -9,6 +9,10 @@
 //!   cannot have this.
 //! - The processor masks its LVTPC when it delivers. The guest's own, in its virtual local APIC, follows when the guest
 //!   reads or writes it, and with it what [`PmuCounts`](super::PmuCounts) and the paravirtual page count.
+//! - Where the processor serves reads of the local APIC from a page (VMX's APIC-register virtualization), no read of LVTPC
+//!   leaves the guest: its mask bit shows a delivery from the guest's next exit on that has to do with its local APIC or
+//!   with events. A guest that takes the next interrupt by writing the whole entry, or by clearing the bit, sees no
+//!   difference; one that writes only when it has read the bit as set must not be given this.
 //! - An NMI that meets the host, because it came late, becomes pending in the guest's local APIC as without this.
 //! - An NMI that has to wait until the guest takes NMIs again (one that came late, an IPI, LINT1) needs NMI-window exiting,
 //!   and that needs virtual NMIs (SDM Vol. 3C 27.2.1.1): until it is delivered NMIs leave the guest.

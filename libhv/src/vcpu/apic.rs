@@ -44,9 +44,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn follow_apic_mode<H: Host>(&mut self, world: &mut World<'_, H>) {
         self.take_apic(world);
         let Some(apic) = world.chipset.local_apic(self.index) else { return };
-        // An interrupt that reaches the guest without an exit masks LVTPC, and no page would show it.
-        let may = apic.may_be_shown() && !self.pmu.is_direct();
-        let served = self.apic.is_there() && self.backend.virtualize_apic(may);
+        let served = self.apic.is_there() && self.backend.virtualize_apic(apic.may_be_shown());
         apic.show_all();
         self.apic.serve(served);
         self.show_apic(world);
@@ -79,6 +77,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(never)]
     pub(super) fn attend_with_page<H: Host>(&mut self, world: &mut World<'_, H>) {
         self.take_apic(world);
+        self.take_direct(world);
         self.attend(world);
         self.show_apic(world);
     }
@@ -86,6 +85,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// A register has been written in the page, by an instruction that has been executed and counted.
     #[inline(always)]
     pub(super) fn apic_write<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        self.before_page_write(offset, world);
         let Some(page) = self.apic.served::<B>() else { return Resolution::NotMine };
         if world.chipset.local_apic(self.index).is_some_and(|apic| apic.written_quietly(page, offset)) {
             self.mirror_pmu(world);

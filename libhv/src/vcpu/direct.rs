@@ -31,14 +31,29 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     #[inline(never)]
     pub(super) fn sync_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
+        self.attention |= self.hear_direct(world);
+    }
+
+    /// As above, for a caller that brings what has changed to the page of the local APIC.
+    #[inline(always)]
+    pub(super) fn take_direct<H: Host>(&mut self, world: &mut World<'_, H>) {
+        if Pmu::<P>::DIRECT {
+            self.hear_direct(world);
+        }
+    }
+
+    /// Returns whether anything has come.
+    fn hear_direct<H: Host>(&mut self, world: &mut World<'_, H>) -> bool {
+        let mut any = false;
         loop {
             match self.pmu.take_any(world.host) {
-                Came::Nothing => return,
+                Came::Nothing => return any,
                 came => {
                     self.pmu.settle(&mut self.backend);
                     self.tell_apic(came, world);
                 }
             }
+            any = true;
         }
     }
 
@@ -54,7 +69,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 false
             }
         };
-        self.attention = true;
+        // What has reached the guest already leaves nothing to deliver.
+        self.attention |= came != Came::ToGuest;
         if anew {
             self.pmu.count_interrupt();
             self.happened(Paravirt::count_pmi);
@@ -82,8 +98,18 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub(super) fn before_memory<H: Host>(&mut self, gpa: Gpa, world: &mut World<'_, H>) {
         let (page, register) = (Gpa::new(gpa.as_u64() & !0xFFF), gpa.as_u64() as u32 & 0xFF0);
         let apic = |apic: &mut LocalApic| apic.page() == Some(page);
-        if [LVTPC, SPURIOUS].contains(&register) && world.chipset.local_apic(self.index).is_some_and(apic) {
+        // With a page this is the exit by which the guest learns of it, whatever it reads.
+        let tells = self.apic.served::<B>().is_some() || [LVTPC, SPURIOUS].contains(&register);
+        if tells && world.chipset.local_apic(self.index).is_some_and(apic) {
             self.sync_direct(world);
+        }
+    }
+
+    /// The guest has written a register in the page that its processor serves; it has not been taken note of yet.
+    #[inline(always)]
+    pub(super) fn before_page_write<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>) {
+        if Pmu::<P>::DIRECT && [LVTPC, SPURIOUS].contains(&u32::from(offset)) {
+            self.take_direct(world);
         }
     }
 

@@ -85,6 +85,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// A register has been written in the page, by an instruction that has been executed and counted.
     #[inline(always)]
     pub(super) fn apic_write<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        if self.armed_again(offset, world) {
+            return Resolution::Retry;
+        }
         self.before_page_write(offset, world);
         let Some(page) = self.apic.served::<B>() else { return Resolution::NotMine };
         if world.chipset.local_apic(self.index).is_some_and(|apic| apic.written_quietly(page, offset)) {

@@ -105,6 +105,22 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
     }
 
+    /// The guest has written a register in the page that its processor serves. Returns whether it is what a handler of
+    /// these interrupts ends with, and has been seen to: the entry of LVTPC once more, for the next one.
+    #[inline(always)]
+    pub(super) fn armed_again<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>) -> bool {
+        if !Pmu::<P>::DIRECT || u32::from(offset) != LVTPC {
+            return false;
+        }
+        let Some(page) = self.apic.served::<B>() else { return false };
+        let Some(apic) = world.chipset.local_apic(self.index) else { return false };
+        let again = apic.holds_performance_monitoring(page.register(offset)) && self.pmu.arm_again(world.host);
+        if again {
+            self.happened(Paravirt::count_pmi);
+        }
+        again
+    }
+
     /// The guest has written a register in the page that its processor serves; it has not been taken note of yet.
     #[inline(always)]
     pub(super) fn before_page_write<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>) {

@@ -160,6 +160,12 @@ impl LocalApic {
         self.lvt[Entry::PerformanceMonitoring as usize] & (MASKED | 7 << 8) == 4 << 8 && self.enabled()
     }
 
+    /// Returns whether the entry of the performance-monitoring counters is this.
+    #[inline]
+    pub const fn holds_performance_monitoring(&self, entry: u32) -> bool {
+        self.lvt[Entry::PerformanceMonitoring as usize] == entry
+    }
+
     /// Returns whether an interrupt of the performance-monitoring counters would be delivered.
     #[inline]
     pub const fn takes_performance_monitoring(&self) -> bool {

@@ -25,6 +25,12 @@ impl Owed {
         &mut self.events[usize::from(bit & 7 | (bit & 32) >> 2)]
     }
 
+    /// Returns whether nothing is owed.
+    #[inline]
+    pub(super) const fn is_nothing(&self) -> bool {
+        self.counters == 0
+    }
+
     /// Takes what is owed to a counter.
     fn take(&mut self, bit: u8) -> u32 {
         self.counters &= !(1 << bit);

@@ -136,6 +136,20 @@ impl<P: PmuPolicy> Pmu<P> {
         self.route == PmiRoute::GuestNmi && !self.spent && host.guest_nmi_delivered()
     }
 
+    /// The guest has written to its LVTPC what it held, after it took an interrupt that did not leave it: takes note of the
+    /// interrupt and lets the next one through. Returns whether that was all; otherwise nothing has happened, and the entry
+    /// is to be seen to as ever.
+    #[inline(always)]
+    pub fn arm_again<H: Host>(&mut self, host: &mut H) -> bool {
+        let waits = self.late | self.unseen | self.nmi | !self.owed.is_nothing();
+        if waits || !self.delivered(host) {
+            return false;
+        }
+        self.count_interrupt();
+        host.route_pmi(PmiRoute::GuestNmi);
+        true
+    }
+
     /// The guest's local APIC has delivered an interrupt of the counters, or shows one that was.
     #[inline]
     pub fn count_interrupt(&mut self) {

@@ -232,10 +232,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if !Pmu::<P>::PRESENT {
             return self.hear_lent(world);
         }
-        if Pmu::<P>::DIRECT {
-            self.sync_direct(world);
-            return self.mirror_pmu(world);
-        }
+        self.hear_nmi(world);
         let shared = self.take_shared_pmi(world);
         let heard = match &mut self.emulated {
             Some(emulated) if Pmu::<P>::EMULATED => {

@@ -116,10 +116,9 @@ pub(crate) fn route_counters(route: PmiRoute) {
 /// Whether the counters were the cause is known by their entry, which they have masked, and which loses its mark then.
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the handler of NMIs calls it"))]
 pub(super) fn take_guest_nmi() -> bool {
-    if COUNTERS_ARE_THE_HOSTS.load(Ordering::SeqCst) {
+    let Some(delivered) = apic::guest_nmi().filter(|_| !COUNTERS_ARE_THE_HOSTS.load(Ordering::SeqCst)) else {
         return false;
-    }
-    let Some(delivered) = apic::guest_nmi() else { return false };
+    };
     if delivered && !OPENING.load(Ordering::SeqCst) {
         apic::route_counters(PmiRoute::Masked);
         GUEST_PMIS.fetch_add(1, Ordering::Relaxed);

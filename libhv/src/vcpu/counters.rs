@@ -232,7 +232,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if !Pmu::<P>::PRESENT {
             return self.hear_lent(world);
         }
-        self.hear_nmi(world);
+        if Pmu::<P>::DIRECT {
+            self.sync_direct(world);
+            return self.mirror_pmu(world);
+        }
         let shared = self.take_shared_pmi(world);
         let heard = match &mut self.emulated {
             Some(emulated) if Pmu::<P>::EMULATED => {

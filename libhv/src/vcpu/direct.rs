@@ -77,14 +77,6 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
     }
 
-    /// The host has taken interrupts: an NMI of the guest's may have met it.
-    #[inline(always)]
-    pub(super) fn hear_nmi<H: Host>(&mut self, world: &mut World<'_, H>) {
-        if Pmu::<P>::DIRECT && self.pmu.take_other_nmi(world.host) {
-            self.tell_apic(Came::Nmi, world);
-        }
-    }
-
     /// The guest is about to write an MSR of its local APIC; the processor's entry follows when it has.
     #[inline(always)]
     pub(super) fn before_apic_write<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>) {
@@ -152,7 +144,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             if self.pmu.take_unseen() {
                 self.tell_apic(Came::ToGuest, world);
             }
-            self.hear_nmi(world);
+            if self.pmu.take_other_nmi(world.host) {
+                self.tell_apic(Came::Nmi, world);
+            }
         }
     }
 

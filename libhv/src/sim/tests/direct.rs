@@ -255,21 +255,3 @@ fn an_nmi_that_waits_is_not_lost_when_the_guest_gives_its_entry_a_vector() {
         }
     }
 }
-
-/// T-A12: it arrives when the guest has left to halt, and wakes it.
-#[test]
-fn a_late_nmi_wakes_a_guest_that_halts() {
-    let [intel, _] = both();
-    for (to_go, skid) in [(3, 1), (2, 5), (1, 100), (4, 0)] {
-        let mut program = Program::at(0x1000);
-        program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(0x1B, 0xFEE0_0D00);
-        Mode::X2Apic.write(&mut program, SPURIOUS, 0x1FF);
-        Mode::X2Apic.write(&mut program, LVTPC, NMI);
-        program.wrmsr(intel.selector, INSTRUCTIONS | INT).wrmsr(intel.control, 1);
-        program.ops(&[Op::Sti]).wrmsr(intel.counter, (1 << 48) - to_go);
-        program.ops(&[Op::Nop, Op::Nop, Op::Nop, Op::Hlt]).out(DEBUG_EXIT, Width::Dword, 1);
-        program.handler(2).ops(&[Op::Iret]);
-        let direct = run(Passthrough::new().direct_interrupts(), intel, skid, &program);
-        assert_eq!((direct.interrupts(Event::Nmi), direct.counts.interrupts), (1, 1), "{to_go}, skid {skid}");
-    }
-}

@@ -16,6 +16,19 @@
 //! - An NMI that meets the host, because it came late, becomes pending in the guest's local APIC as without this.
 //! - An NMI that has to wait until the guest takes NMIs again (one that came late, an IPI, LINT1) needs NMI-window exiting,
 //!   and that needs virtual NMIs (SDM Vol. 3C 27.2.1.1): until it is delivered NMIs leave the guest.
+//!
+//! An overflow may come at any moment; the guest gets each once:
+//!
+//! | it comes | what becomes of it | shown by |
+//! | --- | --- | --- |
+//! | while the guest takes NMIs | the processor delivers it | `an_overflow_that_is_an_nmi_reaches_the_guest_without_an_exit` |
+//! | in the guest's handler | the processor keeps it until IRET, across exits too | `a_guest_cannot_tell_a_direct_interrupt_from_one_by_an_exit` |
+//! | in the handler, and the guest gives its entry another mode before IRET | it is let in to the host, and injected | `an_nmi_that_waits_is_not_lost_when_the_guest_gives_its_entry_a_vector` |
+//! | after an exit, or before an entry | it meets the host, and is injected | `a_late_nmi_reaches_the_guest_once_wherever_it_arrives` |
+//! | while an NMI waits to be injected | the guest leaves for it, and the two are one | `a_guest_cannot_tell_a_direct_interrupt_from_one_by_an_exit` |
+//! | with an instruction that the hypervisor executes | it is injected, unless the entry is masked | the same |
+//! | in the middle of a delivery that faults by nested paging | the delivery begins anew | the same |
+//! | when the registers leave the processor | it is kept for the guest's next turn | `a_guest_that_loses_the_processor_keeps_what_has_come_of_its_interrupts` |
 
 use super::capability::PmuCapability;
 use super::host::HostEvents;

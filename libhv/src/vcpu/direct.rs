@@ -1,6 +1,7 @@
 //! Interrupts of a guest's counters that reach it without an exit, where they meet the run loop: the guest's virtual local
 //! APIC learns of them when it matters. All of it is behind [`Pmu::DIRECT`], a constant.
 
+use super::msr::index::{APIC_BASE, X2APIC_FIRST};
 use super::{Appliance, Backend, Vcpu, World};
 use crate::address::Gpa;
 use crate::devices::lapic::{Delivery, LocalApic};
@@ -14,9 +15,6 @@ use crate::pmu::{Pmu, PmuPolicy};
 /// disables the local APIC by software.
 const LVTPC: u32 = 0x340;
 const SPURIOUS: u32 = 0xF0;
-/// IA32_APIC_BASE, and register 0 of x2APIC mode.
-const APIC_BASE: u32 = 0x1B;
-const X2APIC: u32 = 0x800;
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Has the guest's local APIC show what the processor's has delivered to the guest without an exit: LVTPC is masked
@@ -80,7 +78,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest is about to write an MSR of its local APIC; the processor's entry follows when it has.
     #[inline(always)]
     pub(super) fn before_apic_write<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>) {
-        if Pmu::<P>::DIRECT && [X2APIC + LVTPC / 16, X2APIC + SPURIOUS / 16, APIC_BASE].contains(&msr.0) {
+        if Pmu::<P>::DIRECT && [X2APIC_FIRST + LVTPC / 16, X2APIC_FIRST + SPURIOUS / 16, APIC_BASE].contains(&msr.0) {
             self.sync_direct(world);
         }
     }
@@ -88,7 +86,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The guest is about to read an MSR of its local APIC.
     #[inline(always)]
     pub(super) fn before_apic_read<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>) {
-        if Pmu::<P>::DIRECT && msr.0 == X2APIC + LVTPC / 16 {
+        if Pmu::<P>::DIRECT && msr.0 == X2APIC_FIRST + LVTPC / 16 {
             self.sync_direct(world);
             self.mirror_pmu(world);
         }

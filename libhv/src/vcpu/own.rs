@@ -10,9 +10,6 @@ use crate::pmu::{Pmu, PmuPolicy};
 use crate::registers::{CR4_OSXSAVE, ControlRegister, Gpr};
 use crate::time::Tsc;
 
-/// The first MSR of x2APIC mode; those of the local APIC that there are in every mode lie below.
-const FIRST_X2APIC: u32 = 0x800;
-
 /// What RAX holds after a hypercall that nobody knows: -1.
 pub const UNKNOWN_HYPERCALL: u64 = u64::MAX;
 
@@ -121,7 +118,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         self.before_apic_write(msr, world);
-        if msr.0 < FIRST_X2APIC {
+        // Those that there are in every mode lie below.
+        if msr.0 < index::X2APIC_FIRST {
             return self.write_apic_control(msr, value, world, now);
         }
         let written = world.chipset.write_msr(self.index, msr, value, now);

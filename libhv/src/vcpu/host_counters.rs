@@ -103,9 +103,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     pub(super) fn take_shared_pmi<H: Host>(&mut self, world: &mut World<'_, H>) -> bool {
         match &mut self.beside {
-            Some(beside) if P::HOST_COUNTS && Pmu::<P>::PRESENT => {
-                beside.counters.take_guest_pmi(&self.backend, world.host)
-            }
+            Some(beside) if P::HOST_COUNTS && Pmu::<P>::PRESENT => beside.counters.take_guest_pmi(world.host),
             _ => false,
         }
     }

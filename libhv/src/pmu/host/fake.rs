@@ -58,7 +58,7 @@ pub(in crate::pmu) struct State {
     fixed: [u64; 8],
     fixed_control: u64,
     control: u64,
-    status: u64,
+    pub(super) status: u64,
     guest_control: u64,
     switched: Option<u64>,
     pub(in crate::pmu) world: World,

@@ -16,6 +16,8 @@ pub(super) mod fake;
 mod parked;
 mod plan;
 mod post;
+#[cfg(test)]
+mod rig;
 mod switch;
 #[cfg(test)]
 mod tests;

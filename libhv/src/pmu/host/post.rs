@@ -10,7 +10,7 @@
 
 use super::events::{Assigned, HostEvents, MAX_EVENTS, Sample};
 use crate::hw::PmuHardware;
-use crate::pmu::bank::{Bank, counter_register};
+use crate::pmu::bank::counter_register;
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::registers::{CounterIndex, Maker, PmuRegister};
 use crate::time::Tsc;
@@ -24,7 +24,7 @@ use hermit_sync::OnceCell;
 /// Samples that wait for the run loop; a power of two. Those beyond are counted as lost.
 const KEPT: usize = 64;
 /// Ticks after which an NMI that was owed will not come any more: it met a masked entry.
-const LATEST: u64 = 10_000;
+pub(super) const LATEST: u64 = 10_000;
 
 /// Where the processor was when an NMI came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,12 +77,8 @@ pub struct Post {
     came_at: AtomicU64,
     /// When an overflow was served whose NMI had not come; 0 for none.
     owed: AtomicU64,
-    /// Guest and host have counters of their own, and both interrupt.
-    shared: bool,
     /// The guest's LVTPC let its interrupts through when it was entered last.
     guest_open: AtomicBool,
-    /// Where they are shared: what the guest's status showed already when it was opened, and shows still.
-    guest_known: AtomicU64,
     /// A counter of the guest's has run over whose interrupt has not come.
     guest_ran_over: AtomicBool,
     /// One has run over while the guest's LVTPC was masked.
@@ -118,8 +114,7 @@ impl Post {
         self.pmu.maker
     }
 
-    /// `shared` tells that the guest's counters stay in the processor while the host's run and interrupt.
-    pub(super) fn new(pmu: &PmuCapability, events: &HostEvents, assigned: &[Assigned], shared: bool) -> &'static Self {
+    pub(super) fn new(pmu: &PmuCapability, events: &HostEvents, assigned: &[Assigned]) -> &'static Self {
         let progress = assigned.iter().take(MAX_EVENTS).map(|event| Progress {
             event: *event,
             last: AtomicU64::new(start(event, 0)),
@@ -136,9 +131,7 @@ impl Post {
             came: AtomicBool::new(false),
             came_at: AtomicU64::new(0),
             owed: AtomicU64::new(0),
-            shared,
             guest_open: AtomicBool::new(false),
-            guest_known: AtomicU64::new(0),
             guest_ran_over: AtomicBool::new(false),
             guest_ran_over_masked: AtomicBool::new(false),
             guest_came: AtomicBool::new(false),
@@ -232,7 +225,7 @@ impl Post {
         }
         self.pause(hardware);
         let overflowed = self.take_counts(hardware, place, now);
-        let guests = self.is_guests(hardware);
+        let guests = self.is_guests();
         self.resume(hardware);
         if overflowed {
             if guests {
@@ -261,19 +254,8 @@ impl Post {
 
     /// The guest is entered, and its LVTPC is open or masked.
     #[inline]
-    pub(super) fn set_guest_open(&self, open: bool, hardware: &impl PmuHardware) {
-        let (was_open, known) = (self.guest_open.load(Relaxed), self.guest_known.load(Relaxed));
-        if self.shared && open && (!was_open || known != 0) {
-            self.know(if was_open { known } else { u64::MAX }, hardware);
-        }
+    pub(super) fn set_guest_open(&self, open: bool) {
         self.guest_open.store(open, Relaxed);
-    }
-
-    #[cold]
-    fn know(&self, before: u64, hardware: &impl PmuHardware) {
-        if self.pmu.has_global_control() {
-            self.guest_known.store(before & hardware.read_pmu(PmuRegister::GlobalStatus), Relaxed);
-        }
     }
 
     /// The guest has left with a counter run over that interrupts, or with none run over at all.
@@ -284,39 +266,22 @@ impl Post {
     }
 
     /// Returns whether an NMI is the guest's, and takes down that it has come, where the guest lets it through.
-    fn is_guests(&self, hardware: &impl PmuHardware) -> bool {
-        if self.take_guest_overflow(hardware) {
+    fn is_guests(&self) -> bool {
+        if self.take_guest_overflow() {
             self.guest_came.store(true, Relaxed);
             return true;
         }
         // What met the guest's mask is nobody's any more.
         let masked = self.guest_ran_over_masked.load(Relaxed);
         self.guest_ran_over_masked.store(false, Relaxed);
-        masked || self.shared && !self.guest_open.load(Relaxed) && self.guest_overflowed(hardware)
+        masked
     }
 
-    /// Returns whether a counter of the guest's has run over whose interrupt has not come: it stood so when the guest left,
-    /// or where its counters stay in the processor, it shows there.
-    fn take_guest_overflow(&self, hardware: &impl PmuHardware) -> bool {
-        if self.guest_ran_over.load(Relaxed) {
-            self.guest_ran_over.store(false, Relaxed);
-            return true;
-        }
-        self.shared && self.guest_open.load(Relaxed) && self.guest_overflowed(hardware)
-    }
-
-    #[cold]
-    fn guest_overflowed(&self, hardware: &impl PmuHardware) -> bool {
-        if !self.pmu.has_global_control() {
-            return false;
-        }
-        let standing = hardware.read_pmu(PmuRegister::GlobalStatus) & !(self.control | self.guest_known.load(Relaxed));
-        if standing == 0 {
-            return false;
-        }
-        let mut bank = Bank::default();
-        bank.take_selectors(&self.pmu, hardware);
-        standing & bank.interrupting() != 0
+    /// Returns whether a counter of the guest's has run over whose interrupt has not come.
+    fn take_guest_overflow(&self) -> bool {
+        let ran_over = self.guest_ran_over.load(Relaxed);
+        self.guest_ran_over.store(false, Relaxed);
+        ran_over
     }
 
     /// Returns whether an interrupt of the guest's has come by the host's route.
@@ -326,13 +291,13 @@ impl Post {
     }
 
     /// Returns whether the guest is owed an interrupt: `came` tells whether one has come on its route.
-    pub(super) fn take_guest_pmi(&self, came: bool, now: impl FnOnce() -> Tsc, hardware: &impl PmuHardware) -> bool {
+    pub(super) fn take_guest_pmi(&self, came: bool, now: impl FnOnce() -> Tsc) -> bool {
         let by_nmi = self.guest_came.load(Relaxed);
         if by_nmi {
             self.guest_came.store(false, Relaxed);
         }
         // The host's late one took the guest's route, where the guest has none run over.
-        by_nmi || came && (self.take_guest_overflow(hardware) || !self.take_owed(now()))
+        by_nmi || came && (self.take_guest_overflow() || !self.take_owed(now()))
     }
 
     /// An overflow of the host's has been served before its NMI came.
@@ -352,7 +317,7 @@ impl Post {
     pub(super) fn settle(&self, hardware: &mut impl PmuHardware, now: Tsc) {
         let came = self.came.swap(false, Relaxed).then(|| Place::Host(self.came_at.load(Relaxed)));
         let overflowed = self.take_counts(hardware, came, now);
-        let guests = came.is_some() && self.is_guests(hardware);
+        let guests = came.is_some() && self.is_guests();
         if overflowed && (guests || came.is_none()) {
             self.owe(now);
         } else if !overflowed && !guests && came.is_some() {
@@ -364,10 +329,10 @@ impl Post {
     /// An NMI came while the counters were stopped and before they are started again: nothing has run over since, so it
     /// was a late one.
     #[inline]
-    pub(super) fn forgive(&self, hardware: &impl PmuHardware) {
+    pub(super) fn forgive(&self) {
         if self.came.load(Relaxed) {
             self.came.store(false, Relaxed);
-            if !self.is_guests(hardware) {
+            if !self.is_guests() {
                 self.owed.store(0, Relaxed);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::events::{Assigned, HostCountersError, HostEvents, Sample};
 use super::plan::Plan;
-use super::post::{Place, Post, Verdict};
+use super::post::{LATEST, Place, Post, Verdict};
 use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
 use crate::pmu::bank::{Bank, counter_register, selector_register};
 use crate::pmu::capability::PmuCapability;
@@ -10,6 +10,10 @@ use crate::pmu::policy::PmuShare;
 use crate::pmu::registers::{CounterIndex, EventSelector, PmuRegister};
 use crate::time::Tsc;
 use alloc::vec::Vec;
+
+/// A counter of the guest's that holds less has run over so recently that its interrupt may still be on its way, at eight
+/// events in a tick and [`LATEST`] ticks.
+const RECENT: u64 = 8 * LATEST;
 
 /// The host's counters of one logical processor.
 #[derive(Debug)]
@@ -24,8 +28,8 @@ pub struct HostPmu {
     bank: Bank,
     /// Whether the guest is counted too.
     guest: bool,
-    /// IA32_PERF_GLOBAL_STATUS that the guest was entered with.
-    guest_status: u64,
+    /// What the guest's counters and status were when it was entered, where they stay in the processor.
+    entered: Bank,
     writes: u64,
 }
 
@@ -47,12 +51,12 @@ impl HostPmu {
         Ok(Self {
             pmu: *pmu,
             plan,
-            post: Post::new(pmu, events, &assigned, plan == Plan::PartitionRouted),
+            post: Post::new(pmu, events, &assigned),
             on_sample: events.on_sample,
             watches: assigned.iter().any(|event| event.watches),
             bank: Bank::default(),
             guest: events.counts_guest(),
-            guest_status: 0,
+            entered: Bank::default(),
             writes: 0,
             events: assigned,
         })
@@ -82,7 +86,7 @@ impl HostPmu {
         self.stop(hardware, host.now());
         self.post.tell(self.on_sample);
         host.route_pmi(PmiRoute::Masked);
-        self.post.forgive(hardware);
+        self.post.forgive();
         let mut fixed = 0;
         for event in &self.events {
             match event.counter {
@@ -168,7 +172,7 @@ impl HostPmu {
     }
 
     fn resume(&mut self, hardware: &mut impl PmuHardware) {
-        self.post.forgive(hardware);
+        self.post.forgive();
         self.post.set_running(true);
         self.enable(true, hardware);
     }
@@ -188,12 +192,13 @@ impl HostPmu {
             Plan::Stop => self.stop(hardware, host.now()),
             Plan::PartitionRouted => {
                 self.stop(hardware, host.now());
-                self.post.set_guest_open(route == PmiRoute::Guest, hardware);
+                self.post.set_guest_open(route == PmiRoute::Guest);
                 host.route_pmi(route);
+                self.remember(hardware);
             }
             Plan::Switch => {
                 self.stop(hardware, host.now());
-                self.post.set_guest_open(route == PmiRoute::Guest, hardware);
+                self.post.set_guest_open(route == PmiRoute::Guest);
                 host.route_pmi(route);
                 self.restore(guest, hardware);
             }
@@ -213,7 +218,6 @@ impl HostPmu {
             present.global_status = hardware.read_pmu(PmuRegister::GlobalStatus);
         }
         self.writes += u64::from(guest.put(&self.pmu, &present, hardware));
-        self.guest_status = guest.global_status;
         if self.software_control(hardware) {
             hardware.write_pmu(PmuRegister::GlobalControl, guest.global_control);
         }
@@ -238,6 +242,7 @@ impl HostPmu {
             Plan::Processor | Plan::Partition => {}
             Plan::Stop => self.resume(hardware),
             Plan::PartitionRouted => {
+                self.compare(hardware);
                 host.route_pmi(PmiRoute::Host);
                 self.resume(hardware);
             }
@@ -257,15 +262,48 @@ impl HostPmu {
         if selectors {
             guest.take_selectors(&self.pmu, hardware);
         }
+        let before = *guest;
         guest.take_counts(&self.pmu, hardware);
-        let new = guest.global_status & !self.guest_status;
-        if new != 0 && new & guest.interrupting() != 0 {
-            self.post.set_guest_ran_over(true);
-        } else if guest.global_status == 0 {
-            self.post.set_guest_ran_over(false);
-        }
+        self.tell_ran_over(guest, &before);
         // What is the host's now overwrites what was the guest's, and what neither needs becomes 0 (A20).
         self.writes += u64::from(self.quiet().put(&self.pmu, guest, hardware));
+    }
+
+    /// The guest's status in the processor, which it shares with the host.
+    fn guest_status(&self, hardware: &impl PmuHardware) -> u64 {
+        if !self.pmu.has_global_control() {
+            return 0;
+        }
+        hardware.read_pmu(PmuRegister::GlobalStatus) & !self.post.control()
+    }
+
+    /// Keeps what the guest's counters are before a stay, where one of them stands run over: it shows by nothing else if
+    /// it runs over again.
+    #[inline]
+    fn remember(&mut self, hardware: &impl PmuHardware) {
+        self.entered.global_status = self.guest_status(hardware);
+        if self.entered.global_status != 0 {
+            self.entered.take_counts(&self.pmu, hardware);
+        }
+    }
+
+    /// Compares the guest's counters after a stay.
+    #[inline]
+    fn compare(&mut self, hardware: &impl PmuHardware) {
+        let mut guest = Bank { global_status: self.guest_status(hardware), ..Bank::default() };
+        if guest.global_status != 0 {
+            guest.take_selectors(&self.pmu, hardware);
+            guest.take_counts(&self.pmu, hardware);
+        }
+        self.tell_ran_over(&guest, &self.entered);
+    }
+
+    fn tell_ran_over(&self, guest: &Bank, before: &Bank) {
+        if guest.global_status == 0 {
+            self.post.set_guest_ran_over(false);
+        } else if guest.ran_over(before, RECENT) & guest.interrupting() != 0 {
+            self.post.set_guest_ran_over(true);
+        }
     }
 
     /// The guest has left for an NMI, where it stood at `rip`; [`on_exit`](Self::on_exit) has been called. Returns whose
@@ -288,9 +326,9 @@ impl HostPmu {
     /// Returns whether an interrupt of the guest's counters has come since the last call, by whichever route: one that
     /// came late took the host's, and a late one of the host's the guest's (A22, T-A12).
     #[inline]
-    pub fn take_guest_pmi(&mut self, hardware: &impl PmuHardware, host: &mut impl Host) -> bool {
+    pub fn take_guest_pmi(&mut self, host: &mut impl Host) -> bool {
         let came = host.take_guest_pmi();
-        self.post.take_guest_pmi(came, || host.now(), hardware)
+        self.post.take_guest_pmi(came, || host.now())
     }
 
     /// Brings the account up to date, at any time between exit and entry.

@@ -1,8 +1,9 @@
 //! The host beside the guest, on a fake PMU: nobody counts the other, nothing is lost, and the order is A16's.
 
-use super::fake::{Fake, INSTRUCTIONS, World, amd, intel};
+use super::fake::{World, amd, intel};
+use super::rig::{ENABLED, MASK, Rig, instructions, sampled, whole};
 use super::*;
-use crate::hw::{GlobalSwitch, PmiHost, PmiRoute, PmuHardware};
+use crate::hw::{GlobalSwitch, PmiRoute, PmuHardware};
 use crate::pmu::bank::Bank;
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::policy::{Means, PmuPolicy, PmuShare};
@@ -11,113 +12,6 @@ use crate::pmu::{CounterIndex, Passthrough};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
-
-const USER_AND_SYSTEM: u64 = 0b11 << 16;
-const ENABLED: u64 = INSTRUCTIONS | USER_AND_SYSTEM | EventSelector::ENABLE;
-const MASK: u64 = (1 << 48) - 1;
-
-fn instructions() -> HostEvent {
-    HostEvent::Selector(EventSelector(ENABLED))
-}
-
-/// A guest that counts, beside a host that does.
-struct Rig {
-    fake: Fake,
-    host: HostPmu,
-    guest: Bank,
-    /// Interrupts that the guest was given, and NMIs that nobody knew.
-    guest_pmis: u32,
-    handled: u32,
-    strange: u32,
-    /// How often host and guest have executed.
-    executed: [u64; 2],
-}
-
-impl Rig {
-    fn new<const GUEST: bool>(
-        counters: &HostCounters<GUEST>,
-        pmu: PmuCapability,
-        guest: Option<&PmuShare>,
-        switch: GlobalSwitch,
-    ) -> Self {
-        let mut fake = Fake::new(pmu, switch);
-        let mut host = HostPmu::new(counters.as_events(), Some(&pmu), guest, switch).expect("enough counters");
-        host.start(0, &mut fake.clone(), &mut fake);
-        Self { fake, host, guest: Bank::default(), guest_pmis: 0, handled: 0, strange: 0, executed: [0; 2] }
-    }
-
-    fn hardware(&self) -> Fake {
-        self.fake.clone()
-    }
-
-    fn host_runs(&mut self, instructions: u64) {
-        for _ in 0..instructions {
-            self.fake.run(1);
-            self.executed[0] += 1;
-            while self.fake.take_nmi() {
-                let place = Some(Place::Host(self.executed[0]));
-                let now = crate::hw::Host::now(&self.fake);
-                let verdict = self.host.post().nmi(place, now, &mut self.hardware());
-                self.strange += u32::from(verdict == Verdict::Strange);
-                self.fake.route_pmi(PmiRoute::Host);
-            }
-        }
-    }
-
-    /// One stay in the guest, of so many instructions at most: it leaves for an NMI.
-    fn guest_runs(&mut self, instructions: u64) {
-        let mut hardware = self.hardware();
-        // On Intel's processors the guest's entry has masked itself until its handler has run.
-        let masked = self.fake.0.borrow().pmu.maker == crate::pmu::Maker::Intel && self.guest_pmis > self.handled;
-        let route = if masked { PmiRoute::Masked } else { PmiRoute::Guest };
-        self.host.on_entry(&mut hardware, &mut self.fake, &self.guest, route);
-        self.fake.enter();
-        let mut nmi = false;
-        for _ in 0..instructions {
-            self.fake.run(1);
-            self.executed[1] += 1;
-            nmi = self.fake.take_nmi();
-            // The interrupt on the guest's route is external: it makes the guest leave too.
-            if nmi || self.fake.0.borrow().guest_pmi {
-                break;
-            }
-        }
-        self.fake.leave();
-        self.host.on_exit(&mut hardware, &mut self.fake, &mut self.guest, true);
-        if nmi {
-            let verdict = self.host.on_nmi(&mut hardware, &mut self.fake, 0x1000_0000 + self.executed[1]);
-            self.strange += u32::from(verdict == Verdict::Strange);
-        }
-        self.take_pmi();
-    }
-
-    fn take_pmi(&mut self) {
-        self.guest_pmis += u32::from(self.host.take_guest_pmi(&self.hardware(), &mut self.fake));
-    }
-
-    /// The guest's status, in the processor or kept.
-    fn guest_status(&self, apart: bool) -> u64 {
-        if apart { self.fake.read_pmu(PmuRegister::GlobalStatus) } else { self.guest.global_status }
-    }
-
-    /// The guest's counter 0 begins a period, with no status.
-    fn guest_rearms(&mut self, apart: bool, period: u64) {
-        let from = MASK + 1 - period;
-        if apart {
-            self.fake.0.borrow_mut().counters[0] = from;
-            self.hardware().write_pmu(PmuRegister::StatusReset, 1);
-        }
-        (self.guest.counters[0], self.guest.global_status) = (from, 0);
-    }
-
-    fn settle(&mut self) {
-        self.host.settle(&mut self.hardware(), &mut self.fake);
-    }
-}
-
-fn whole(pmu: &PmuCapability) -> PmuShare {
-    PmuShare::all(pmu)
-}
 
 /// What the processors are that this runs on, and how they switch.
 fn machines() -> [(PmuCapability, GlobalSwitch); 3] {
@@ -190,6 +84,44 @@ fn an_nmi_while_the_counters_are_stopped_is_the_guests_that_has_run_over() {
         assert_eq!((rig.guest_pmis, post.samples(0)), (u32::from(open), 0), "at {place}");
         rig.take_pmi();
         assert_eq!(rig.guest_pmis, u32::from(open), "told once");
+    }
+}
+
+/// A23: what comes after it is the host's alone.
+#[test]
+fn a_status_bit_that_software_has_set_is_no_overflow() {
+    for apart in [true, false] {
+        let mut rig = sampled(apart, 100);
+        rig.guest_has(1 << 40);
+        rig.guest_stays(|fake| fake.0.borrow_mut().status |= 1);
+        rig.host_runs(150);
+        rig.take_pmi();
+        assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (0, 1, 0), "apart: {apart}");
+    }
+}
+
+/// A23, T-A12: nothing new shows in the status, and the interrupt is so late that it takes the host's route.
+#[test]
+fn a_counter_that_runs_over_again_before_its_status_is_cleared_interrupts_again() {
+    for apart in [true, false] {
+        let mut rig = sampled(apart, 1000);
+        rig.fake.0.borrow_mut().skid = 3;
+        rig.guest_has(MASK);
+        for again in 1..4 {
+            rig.guest_stays(|fake| fake.run(1));
+            rig.host_runs(10);
+            rig.take_pmi();
+            assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (again, 0, 0), "apart: {apart}");
+            rig.guest_stays(|fake| fake.0.borrow_mut().counters[0] = MASK);
+        }
+        // It stands, with a counter that has run over lately: the host's is the host's.
+        rig.guest_stays(|fake| fake.run(1));
+        rig.host_runs(10);
+        rig.take_pmi();
+        rig.guest_stays(|fake| fake.run(1));
+        rig.host_runs(1000);
+        rig.take_pmi();
+        assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (4, 1, 0), "apart: {apart}");
     }
 }
 

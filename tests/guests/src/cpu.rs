@@ -51,6 +51,13 @@ pub unsafe fn wrmsr(msr: u32, value: u64) {
     asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
 }
 
+/// Executes RDPMC.
+pub unsafe fn rdpmc(index: u32) -> u64 {
+    let (low, high): (u32, u32);
+    asm!("rdpmc", in("ecx") index, out("eax") low, out("edx") high, options(nostack));
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Executes RDTSC.
 pub unsafe fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
@@ -67,6 +74,12 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// Returns whether the processor is Intel's by name, the one vendor whose hypercall is VMCALL.
 pub fn is_intel() -> bool {
     cpuid(0, 0)[1] == u32::from_le_bytes(*b"Genu")
+}
+
+/// Executes a loop of two instructions `turns` times, which is not 0.
+#[inline]
+pub unsafe fn spin(turns: u64) {
+    asm!("2: dec {0}", "jnz 2b", inout(reg) turns => _, options(nomem, nostack));
 }
 
 /// Sets RFLAGS.IF.

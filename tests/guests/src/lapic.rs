@@ -40,6 +40,8 @@ use register::*;
 
 /// Mask bit of every LVT entry.
 pub const MASKED: u32 = 1 << 16;
+/// An LVT entry that raises nothing.
+pub const SILENT: u32 = MASKED | 0xfe;
 /// Periodic mode of the timer's LVT entry.
 pub const PERIODIC: u32 = 1 << 17;
 /// TSC-deadline mode of the timer's LVT entry.
@@ -130,7 +132,7 @@ pub unsafe fn enter_x2apic() {
 unsafe fn prepare() {
     write(SVR, 0x1ff);
     for entry in [LVT_TIMER, LVT_PMC, LVT_LINT0, LVT_LINT1, LVT_ERROR] {
-        write(entry, MASKED | 0xfe);
+        write(entry, SILENT);
     }
     write(TPR, 0);
     write(DIVIDE, 0xb);

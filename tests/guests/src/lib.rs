@@ -16,6 +16,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod pic;
 pub mod pit;
+pub mod pmu;
 pub mod random;
 pub mod report;
 pub mod serial;

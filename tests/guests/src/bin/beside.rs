@@ -11,18 +11,10 @@ use guests::cpu::{self, cpuid, rdmsr, wrmsr};
 use guests::interrupts::{self, Frame, count, on};
 use guests::lapic::{self, MASKED, register::LVT_PMC};
 use guests::main;
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, same};
 
-const SELECTOR: u32 = 0x186;
-const FIXED: u32 = 0x309;
-const FIXED_CONTROL: u32 = 0x38d;
-const STATUS: u32 = 0x38e;
-const CONTROL: u32 = 0x38f;
-const RESET: u32 = 0x390;
-const COUNTER: u32 = 0x4c1;
-const WIDTH: u64 = 1 << 48;
-const INSTRUCTIONS: u64 = 0xc0 | 0b11 << 16 | 1 << 22;
-const INT: u64 = 1 << 20;
+const COUNTED: u64 = INSTRUCTIONS | USR | OS | EN;
 const VECTOR: u8 = 0x51;
 const MARKS: u16 = 0x5b0;
 /// Instructions in a round without its spins, of which each has two, and at the end.
@@ -40,7 +32,7 @@ beside_rounds:
     mov rax, rdi
     mov rdx, rdi
     shr rdx, 32
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     test rdi, rdi
     jz 2f
     wrmsr
@@ -55,12 +47,13 @@ beside_rounds:
     jz 4f
     xor eax, eax
     xor edx, edx
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
 4:  pop rbx
     ret
     .popsection
-"#
+"#,
+    GLOBAL_CTRL = const GLOBAL_CTRL,
 );
 
 unsafe extern "C" {
@@ -78,51 +71,24 @@ unsafe fn served(_: &mut Frame) {
     lapic::end();
 }
 
-/// The general-purpose counters, and a bit for each fixed-function one.
-fn counters() -> (u32, u32) {
-    let [eax, _, ecx, edx] = cpuid(0xa, 0);
-    (eax >> 8 & 0xff, ecx | (1u32 << (edx & 0x1f)) - 1)
-}
-
-fn control() -> u64 {
-    let (general, fixed) = counters();
-    (1 << general) - 1 | u64::from(fixed) << 32
-}
-
-unsafe fn clear() {
-    let (general, fixed) = counters();
-    wrmsr(CONTROL, 0);
-    for n in 0..general {
-        wrmsr(SELECTOR + n, 0);
-        wrmsr(COUNTER + n, 0);
-    }
-    for n in (0..8).filter(|n| fixed >> n & 1 != 0) {
-        wrmsr(FIXED + n, 0);
-    }
-    if fixed != 0 {
-        wrmsr(FIXED_CONTROL, 0);
-    }
-    wrmsr(RESET, control());
-}
-
 /// Every counter at once, through hundreds of exits.
 unsafe fn exact() -> Outcome {
-    let (general, fixed) = counters();
+    let counters = Counters::enumerated();
     for (rounds, spins) in [(1, 1), (300, 1), (7, 2000), (300, 50)] {
-        clear();
-        for n in 0..general {
-            wrmsr(SELECTOR + n, INSTRUCTIONS);
-            wrmsr(COUNTER + n, 1000 * u64::from(n));
+        counters.clear();
+        for n in 0..counters.general {
+            wrmsr(PERFEVTSEL + n, COUNTED);
+            wrmsr(A_PMC + n, 1000 * u64::from(n));
         }
-        if fixed & 1 != 0 {
-            wrmsr(FIXED_CONTROL, 0x3333);
+        if counters.fixed & 1 != 0 {
+            wrmsr(FIXED_CTR_CTRL, 0x3333);
         }
-        beside_rounds(control(), rounds, spins);
-        for n in 0..general {
-            same("a general-purpose counter", rdmsr(COUNTER + n) - 1000 * u64::from(n), instructions(rounds, spins))?;
+        beside_rounds(counters.bits(), rounds, spins);
+        for n in 0..counters.general {
+            same("a general-purpose counter", rdmsr(A_PMC + n) - 1000 * u64::from(n), instructions(rounds, spins))?;
         }
-        if fixed & 1 != 0 {
-            same("fixed counter 0", rdmsr(FIXED), instructions(rounds, spins))?;
+        if counters.fixed & 1 != 0 {
+            same("fixed counter 0", rdmsr(FIXED_CTR), instructions(rounds, spins))?;
         }
         same("status", rdmsr(STATUS), 0u64)?;
     }
@@ -131,27 +97,27 @@ unsafe fn exact() -> Outcome {
 
 /// What is written stays through exits, and is the only thing there.
 unsafe fn unmixed() -> Outcome {
-    let (general, fixed) = counters();
-    for pattern in [0, 0x5a5a_0000_1234u64, WIDTH - 1 - 0xff] {
-        clear();
-        for n in 0..general {
-            wrmsr(COUNTER + n, pattern + u64::from(n));
-            wrmsr(SELECTOR + n, if pattern == 0 { 0 } else { (INSTRUCTIONS | u64::from(n) << 8) & !(1 << 22) });
+    let counters = Counters::enumerated();
+    for pattern in [0, 0x5a5a_0000_1234u64, LAST - 0xff] {
+        let selector = |n| if pattern == 0 { 0 } else { (COUNTED | u64::from(n) << 8) & !EN };
+        counters.clear();
+        for n in 0..counters.general {
+            wrmsr(A_PMC + n, pattern + u64::from(n));
+            wrmsr(PERFEVTSEL + n, selector(n));
         }
-        for n in (0..8).filter(|n| fixed >> n & 1 != 0) {
-            wrmsr(FIXED + n, pattern + 100 + u64::from(n));
+        for n in counters.fixed() {
+            wrmsr(FIXED_CTR + n, pattern + 100 + u64::from(n));
         }
         beside_rounds(0, 50, 20);
-        for n in 0..general {
-            same("counter", rdmsr(COUNTER + n), pattern + u64::from(n))?;
-            let selector = if pattern == 0 { 0 } else { (INSTRUCTIONS | u64::from(n) << 8) & !(1 << 22) };
-            same("selector", rdmsr(SELECTOR + n), selector)?;
+        for n in 0..counters.general {
+            same("counter", rdmsr(A_PMC + n), pattern + u64::from(n))?;
+            same("selector", rdmsr(PERFEVTSEL + n), selector(n))?;
         }
-        for n in (0..8).filter(|n| fixed >> n & 1 != 0) {
-            same("fixed counter", rdmsr(FIXED + n), pattern + 100 + u64::from(n))?;
+        for n in counters.fixed() {
+            same("fixed counter", rdmsr(FIXED_CTR + n), pattern + 100 + u64::from(n))?;
         }
         same("status", rdmsr(STATUS), 0u64)?;
-        same("control", rdmsr(CONTROL), 0u64)?;
+        same("control", rdmsr(GLOBAL_CTRL), 0u64)?;
     }
     Ok(())
 }
@@ -160,12 +126,13 @@ unsafe fn unmixed() -> Outcome {
 unsafe fn interrupted() -> Outcome {
     on(VECTOR, served);
     let before = count(VECTOR);
+    let counters = Counters::enumerated();
     let mut handler = None;
     for place in 0..120 {
-        let counter = place % counters().0;
-        clear();
-        wrmsr(COUNTER + counter, WIDTH - 100 - u64::from(place));
-        wrmsr(SELECTOR + counter, INSTRUCTIONS | INT);
+        let counter = place % counters.general;
+        counters.clear();
+        wrmsr(A_PMC + counter, LAST - 99 - u64::from(place));
+        wrmsr(PERFEVTSEL + counter, COUNTED | INT);
         lapic::write(LVT_PMC, u32::from(VECTOR));
         cpu::sti();
         beside_rounds(1 << counter, 12, 20);
@@ -175,7 +142,7 @@ unsafe fn interrupted() -> Outcome {
         same("the entry has masked itself", lapic::read(LVT_PMC), MASKED | u32::from(VECTOR))?;
         same("status", rdmsr(STATUS), 1u64 << counter)?;
         // The handler's instructions count too, as many each time.
-        let counted = rdmsr(COUNTER + counter) + 100 + u64::from(place) - instructions(12, 20);
+        let counted = rdmsr(A_PMC + counter) + 100 + u64::from(place) - instructions(12, 20);
         same("the handler's instructions", counted, *handler.get_or_insert(counted))?;
     }
     interrupts::off(VECTOR);
@@ -186,10 +153,11 @@ unsafe fn interrupted() -> Outcome {
 unsafe fn masked() -> Outcome {
     on(VECTOR, served);
     let before = count(VECTOR);
+    let counters = Counters::enumerated();
     for place in 0..60 {
-        clear();
-        wrmsr(COUNTER, WIDTH - 100 - place);
-        wrmsr(SELECTOR, INSTRUCTIONS | INT);
+        counters.clear();
+        wrmsr(A_PMC, LAST - 99 - place);
+        wrmsr(PERFEVTSEL, COUNTED | INT);
         lapic::write(LVT_PMC, MASKED | u32::from(VECTOR));
         cpu::sti();
         beside_rounds(1, 12, 20);

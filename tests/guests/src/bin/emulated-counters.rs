@@ -3,53 +3,21 @@
 #![no_std]
 #![no_main]
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use guests::cpu::{self, rdmsr, rdtsc, wrmsr};
+use guests::cpu::{self, rdmsr, rdpmc, rdtsc, spin, wrmsr};
 use guests::interrupts::{Frame, count, on};
 use guests::lapic::{self, register::LVT_PMC};
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, check, same};
 use guests::{faults, main};
 
-const SELECTOR: u32 = 0x186;
-const COUNTER: u32 = 0x4c1;
-const FIXED: u32 = 0x309;
-const FIXED_CONTROL: u32 = 0x38d;
-const STATUS: u32 = 0x38e;
-const CONTROL: u32 = 0x38f;
-const RESET: u32 = 0x390;
-const WIDTH: u64 = 1 << 48;
-
-const ENABLED: u64 = 1 << 22 | 0b11 << 16;
-const INTERRUPT: u64 = 1 << 20;
-const CYCLES: u64 = 0x3c | ENABLED;
-const INSTRUCTIONS: u64 = 0xc0 | ENABLED;
+const ENABLED: u64 = USR | OS | EN;
 const VECTOR: u8 = 0x61;
-
-unsafe fn spin(turns: u64) {
-    asm!("2: dec {0}", "jnz 2b", inout(reg) turns => _);
-}
-
-unsafe fn rdpmc(index: u32) -> u64 {
-    let (low, high): (u32, u32);
-    asm!("rdpmc", in("ecx") index, out("eax") low, out("edx") high);
-    u64::from(high) << 32 | u64::from(low)
-}
 
 /// Returns whether CPUID says that an architectural event is there.
 fn has(event: u32) -> bool {
     let [eax, ebx, ..] = cpu::cpuid(0xa, 0);
     eax >> 24 > event && ebx >> event & 1 == 0
-}
-
-unsafe fn quiet() {
-    wrmsr(CONTROL, 0);
-    for n in 0..2 {
-        wrmsr(SELECTOR + n, 0);
-        wrmsr(COUNTER + n, 0);
-    }
-    wrmsr(FIXED_CONTROL, 0);
-    wrmsr(RESET, 0xf);
 }
 
 unsafe fn enumerated() -> Outcome {
@@ -58,21 +26,21 @@ unsafe fn enumerated() -> Outcome {
     same("width", eax >> 16 & 0xff, 48u32)?;
     check(has(0), "no cycles")?;
     check(ecx & 0b10 != 0 || edx & 0x1f > 1, "no fixed-function counter of cycles")?;
-    check(cpu::cpuid(1, 0)[2] & 1 << 15 != 0 && rdmsr(0x345) & 1 << 13 != 0, "no full-width writes")
+    check(cpu::cpuid(1, 0)[2] & 1 << 15 != 0 && rdmsr(CAPABILITIES) & 1 << 13 != 0, "no full-width writes")
 }
 
 unsafe fn accesses() -> Outcome {
-    quiet();
-    wrmsr(SELECTOR, CYCLES & !(1 << 22));
-    same("selector", rdmsr(SELECTOR), CYCLES & !(1 << 22))?;
-    wrmsr(0xc1, 0x8000_0000);
-    same("counter by its old name", rdmsr(COUNTER), 0xffff_8000_0000u64)?;
+    Counters::enumerated().clear();
+    wrmsr(PERFEVTSEL, CYCLES | USR | OS);
+    same("selector", rdmsr(PERFEVTSEL), CYCLES | USR | OS)?;
+    wrmsr(PMC, 0x8000_0000);
+    same("counter by its old name", rdmsr(A_PMC), 0xffff_8000_0000u64)?;
     same("RDPMC", rdpmc(0), 0xffff_8000_0000u64)?;
     let gp = |what, body: unsafe fn()| faults::raises(what, faults::GP, 0, || body());
-    gp("WRMSR above the width", || wrmsr(COUNTER, WIDTH))?;
-    gp("WRMSR of AnyThread", || wrmsr(SELECTOR, 1 << 21))?;
+    gp("WRMSR above the width", || wrmsr(A_PMC, LAST + 1))?;
+    gp("WRMSR of AnyThread", || wrmsr(PERFEVTSEL, ANY))?;
     gp("WRMSR of the status", || wrmsr(STATUS, 0))?;
-    gp("WRMSR of a reserved enable", || wrmsr(CONTROL, 1 << 60))?;
+    gp("WRMSR of a reserved enable", || wrmsr(GLOBAL_CTRL, 1 << 60))?;
     gp("RDPMC of counter 64", || {
         rdpmc(64);
     })?;
@@ -83,35 +51,35 @@ unsafe fn accesses() -> Outcome {
 
 /// Cycles are counted while they are to be, no more of them than there were, and not while they are not.
 unsafe fn cycles() -> Outcome {
-    quiet();
-    wrmsr(SELECTOR, CYCLES);
-    wrmsr(FIXED_CONTROL, 0x30);
-    wrmsr(CONTROL, 2 << 32 | 1);
+    Counters::enumerated().clear();
+    wrmsr(PERFEVTSEL, CYCLES | ENABLED);
+    wrmsr(FIXED_CTR_CTRL, 0x30);
+    wrmsr(GLOBAL_CTRL, 2 << 32 | 1);
     let start = rdtsc();
     spin(300_000);
-    let (general, fixed, end) = (rdmsr(COUNTER), rdmsr(FIXED + 1), rdtsc());
+    let (general, fixed, end) = (rdmsr(A_PMC), rdmsr(FIXED_CTR + 1), rdtsc());
     check(general > 100_000, "hardly any cycles")?;
     check(general <= end - start + 20_000 && fixed <= end - start + 20_000, "more cycles than there were")?;
-    wrmsr(CONTROL, 0);
-    let stopped = rdmsr(COUNTER);
+    wrmsr(GLOBAL_CTRL, 0);
+    let stopped = rdmsr(A_PMC);
     check(stopped >= general, "counts backwards")?;
     spin(100_000);
-    same("counter that stands still", rdmsr(COUNTER), stopped)
+    same("counter that stands still", rdmsr(A_PMC), stopped)
 }
 
 /// Returns what counter 0 counts in a loop.
 #[inline(never)]
 unsafe fn counted(turns: u64) -> u64 {
-    let before = rdmsr(COUNTER);
+    let before = rdmsr(A_PMC);
     spin(turns);
-    rdmsr(COUNTER) - before
+    rdmsr(A_PMC) - before
 }
 
 /// Instructions are counted exactly, or CPUID says that they are not counted, and they are not.
 unsafe fn instructions() -> Outcome {
-    quiet();
-    wrmsr(SELECTOR, INSTRUCTIONS);
-    wrmsr(CONTROL, 1);
+    Counters::enumerated().clear();
+    wrmsr(PERFEVTSEL, INSTRUCTIONS | ENABLED);
+    wrmsr(GLOBAL_CTRL, 1);
     let (first, second) = (counted(10_000), counted(20_000));
     match has(1) {
         true => same("instructions of 10000 more turns", second - first, 20_000u64),
@@ -126,39 +94,39 @@ unsafe fn once(_: &mut Frame) {
 }
 
 unsafe fn again(_: &mut Frame) {
-    wrmsr(COUNTER, WIDTH - 50_000);
-    wrmsr(RESET, 1);
+    wrmsr(A_PMC, LAST - 49_999);
+    wrmsr(STATUS_RESET, 1);
     lapic::write(LVT_PMC, VECTOR.into());
     SAMPLES.fetch_add(1, Relaxed);
     lapic::end();
 }
 
 unsafe fn overflow() -> Outcome {
-    quiet();
+    Counters::enumerated().clear();
     on(VECTOR, once);
     let before = count(VECTOR);
     lapic::write(LVT_PMC, VECTOR.into());
-    wrmsr(SELECTOR, CYCLES | INTERRUPT);
-    wrmsr(COUNTER, WIDTH - 100_000);
+    wrmsr(PERFEVTSEL, CYCLES | ENABLED | INT);
+    wrmsr(A_PMC, LAST - 99_999);
     cpu::sti();
-    wrmsr(CONTROL, 1);
+    wrmsr(GLOBAL_CTRL, 1);
     spin(1_000_000);
     cpu::cli();
     same("interrupts", count(VECTOR) - before, 1u32)?;
     same("status", rdmsr(STATUS), 1u64)?;
-    check(rdmsr(COUNTER) < WIDTH / 2, "the counter has not run over")?;
-    wrmsr(RESET, 1);
+    check(rdmsr(A_PMC) < LAST / 2, "the counter has not run over")?;
+    wrmsr(STATUS_RESET, 1);
     same("status that was cleared", rdmsr(STATUS), 0u64)
 }
 
 unsafe fn overflow_in_silence() -> Outcome {
-    quiet();
+    Counters::enumerated().clear();
     let before = count(VECTOR);
     lapic::write(LVT_PMC, VECTOR.into());
-    wrmsr(SELECTOR, CYCLES);
-    wrmsr(COUNTER, WIDTH - 1);
+    wrmsr(PERFEVTSEL, CYCLES | ENABLED);
+    wrmsr(A_PMC, LAST);
     cpu::sti();
-    wrmsr(CONTROL, 1);
+    wrmsr(GLOBAL_CTRL, 1);
     spin(100_000);
     cpu::cli();
     same("status", rdmsr(STATUS), 1u64)?;
@@ -167,20 +135,20 @@ unsafe fn overflow_in_silence() -> Outcome {
 
 /// A profiler: each interrupt sets the next.
 unsafe fn sampling() -> Outcome {
-    quiet();
+    Counters::enumerated().clear();
     on(VECTOR, again);
     SAMPLES.store(0, Relaxed);
     lapic::write(LVT_PMC, VECTOR.into());
-    wrmsr(SELECTOR, CYCLES | INTERRUPT);
-    wrmsr(COUNTER, WIDTH - 50_000);
+    wrmsr(PERFEVTSEL, CYCLES | ENABLED | INT);
+    wrmsr(A_PMC, LAST - 49_999);
     cpu::sti();
-    wrmsr(CONTROL, 1);
+    wrmsr(GLOBAL_CTRL, 1);
     let mut turns = 0;
     while SAMPLES.load(Relaxed) < 20 && turns < 10_000 {
         spin(10_000);
         turns += 1;
     }
-    wrmsr(CONTROL, 0);
+    wrmsr(GLOBAL_CTRL, 0);
     cpu::cli();
     check(SAMPLES.load(Relaxed) >= 20, "fewer than 20 samples in 100 million turns")
 }

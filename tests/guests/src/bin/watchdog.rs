@@ -5,10 +5,10 @@
 #![no_std]
 #![no_main]
 
-use core::arch::asm;
 use guests::cpu::{self, cpuid, rdmsr, rdtsc, wrmsr};
 use guests::interrupts::{self, Frame, count};
 use guests::lapic::{self, register};
+use guests::pmu::{FIXED_CTR, FIXED_CTR_CTRL, GLOBAL_CTRL};
 use guests::{boot, end, main, say};
 
 /// What the host is asked for, by leaves of CPUID.
@@ -49,17 +49,17 @@ unsafe fn halt(ticks: u64) {
 /// Returns how many instructions a loop of `turns` takes, by fixed-function counter 0.
 #[inline(never)]
 unsafe fn counted(turns: u64) -> u64 {
-    let before = rdmsr(0x309);
-    asm!("2: dec {0}", "jnz 2b", inout(reg) turns => _);
-    rdmsr(0x309) - before
+    let before = rdmsr(FIXED_CTR);
+    cpu::spin(turns);
+    rdmsr(FIXED_CTR) - before
 }
 
 unsafe fn run() -> ! {
     let [low, _, _, high] = cpuid(PATIENCE, 0);
     let patience = u64::from(high) << 32 | u64::from(low);
     if boot::has_word("pmu") {
-        wrmsr(0x38d, 0b11);
-        wrmsr(0x38f, 1 << 32);
+        wrmsr(FIXED_CTR_CTRL, 0b11);
+        wrmsr(GLOBAL_CTRL, 1 << 32);
         let (once, twice) = (counted(patience), counted(2 * patience));
         let exact = twice - once == 2 * patience;
         say!("watchdog: {} the loop's instructions are counted", if exact { "exactly" } else { "not" });

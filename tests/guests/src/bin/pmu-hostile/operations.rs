@@ -6,6 +6,7 @@ use core::arch::asm;
 use guests::cpu::{self, wrmsr};
 use guests::faults::{GP, catch};
 use guests::lapic::{self, MASKED, register::LVT_PMC};
+use guests::pmu::*;
 use guests::random::Random;
 
 /// Where counters, selectors and their like are on any processor, or could be: first and how many.
@@ -43,7 +44,6 @@ const EVENTS: [u64; 16] = [
     0x003c, 0x013c, 0x00c0, 0x00c4, 0x11c4, 0x20c4, 0x40c4, 0x00c5, 0x4f2e, 0x412e, 0x01a4, 0x01b7, 0x012a, 0x01c0, 0,
     0x013c,
 ];
-const SELECTOR_BITS: u64 = 0xffd7_ffff;
 
 pub(crate) unsafe fn step(kind: u64, oracle: &mut Oracle, random: &mut Random) {
     match kind {
@@ -88,9 +88,10 @@ fn selector(random: &mut Random) -> u64 {
 }
 
 unsafe fn select(oracle: &mut Oracle, random: &mut Random) {
-    let n = if random.below(16) == 0 { random.below(12) as u32 } else { random.below(oracle.general.into()) as u32 };
+    let n =
+        if random.below(16) == 0 { random.below(12) as u32 } else { random.below(oracle.there.general.into()) as u32 };
     let value = innocent(selector(random));
-    let legal = n < oracle.general && value & !SELECTOR_BITS == 0;
+    let legal = n < oracle.there.general && value & !SELECTOR_BITS == 0;
     oracle.change(|oracle| {
         if write(oracle, PERFEVTSEL + n, value, legal) {
             oracle.selectors[n as usize] = value;
@@ -206,7 +207,7 @@ unsafe fn read_counter(oracle: &mut Oracle, random: &mut Random) {
         0 => random.next() as u32,
         1 => 1 << random.below(32),
         2 => low | random.one_of(&[0x2000_0000, 0x8000_0000, 0xc000_0000, 0x1_0000, 0x4001_0000]),
-        3..=5 => low | 0x4000_0000,
+        3..=5 => low | RDPMC_FIXED,
         _ => low,
     };
     let known = (0..oracle.count).find(|&known| oracle.counter(known).rdpmc == index);
@@ -228,7 +229,7 @@ unsafe fn read_counter(oracle: &mut Oracle, random: &mut Random) {
 unsafe fn neighbour(oracle: &mut Oracle, random: &mut Random) {
     let (first, count) = random.one_of(&NEIGHBOURS);
     let msr = first + random.below(count.into()) as u32;
-    let (general, fixed) = (oracle.general, oracle.fixed);
+    let Counters { general, fixed } = oracle.there;
     let within = |first: u32| (first..first + general).contains(&msr);
     let own = within(PMC)
         || within(PERFEVTSEL)

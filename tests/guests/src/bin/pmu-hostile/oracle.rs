@@ -2,38 +2,15 @@
 
 use crate::policy::Policy;
 use crate::{fail, same};
-use core::arch::asm;
 use core::fmt;
-use guests::cpu::{cpuid, rdmsr, rdtsc, wrmsr};
+use guests::cpu::{self, cpuid, rdmsr, rdtsc, wrmsr};
 use guests::faults::catch;
+use guests::pmu::*;
 use guests::random::Random;
 
-pub(crate) const PMC: u32 = 0xc1;
-pub(crate) const PERFEVTSEL: u32 = 0x186;
-pub(crate) const MISC_ENABLE: u32 = 0x1a0;
-pub(crate) const DEBUGCTL: u32 = 0x1d9;
-pub(crate) const FIXED_CTR: u32 = 0x309;
-pub(crate) const CAPABILITIES: u32 = 0x345;
-pub(crate) const FIXED_CTR_CTRL: u32 = 0x38d;
-pub(crate) const STATUS: u32 = 0x38e;
-pub(crate) const GLOBAL_CTRL: u32 = 0x38f;
-pub(crate) const STATUS_RESET: u32 = 0x390;
-pub(crate) const STATUS_SET: u32 = 0x391;
-pub(crate) const INUSE: u32 = 0x392;
-pub(crate) const A_PMC: u32 = 0x4c1;
-
-pub(crate) const OS: u64 = 1 << 17;
-pub(crate) const INT: u64 = 1 << 20;
-pub(crate) const EN: u64 = 1 << 22;
-/// Largest value of a counter.
-pub(crate) const LAST: u64 = (1 << 48) - 1;
-pub(crate) const CTR_FRZ: u64 = 1 << 59;
-pub(crate) const LBR_FRZ: u64 = 1 << 58;
-/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI
-pub(crate) const FREEZE: u64 = 1 << 12;
-
 /// The events of CPUID.0AH:EBX. No machine here has the last.
-const ARCHITECTURAL: [u64; 8] = [0x003c, 0x00c0, 0x013c, 0x4f2e, 0x412e, 0x00c4, 0x00c5, 0x01a4];
+const ARCHITECTURAL: [u64; 8] =
+    [CYCLES, INSTRUCTIONS, REFERENCE_CYCLES, REFERENCES, MISSES, BRANCHES, MISPREDICTED, SLOTS];
 
 /// The upper sixteen bits of the host's values: see the image. The guest writes no such number itself.
 const SECRET: u64 = 0xdead;
@@ -59,9 +36,8 @@ pub(crate) unsafe fn read(msr: u32) -> u64 {
 
 /// Executes RDPMC; `None` for #GP.
 pub(crate) unsafe fn rdpmc(index: u32) -> Option<u64> {
-    let (mut low, mut high): (u32, u32) = (0, 0);
-    let fault = catch(|| asm!("rdpmc", in("ecx") index, out("eax") low, out("edx") high, options(nostack)));
-    let value = u64::from(high) << 32 | u64::from(low);
+    let mut value = 0;
+    let fault = catch(|| value = cpu::rdpmc(index));
     if is_secret(value) {
         fail("a value of the host by RDPMC", index.into(), value, 0);
     }
@@ -82,9 +58,8 @@ pub(crate) struct Counter {
 
 pub(crate) struct Oracle {
     policy: Policy,
-    pub(crate) general: u32,
-    pub(crate) fixed: u32,
-    /// Those that there are: `general` of the one kind, and the others.
+    pub(crate) there: Counters,
+    /// The general-purpose ones, and then the others.
     counters: [Counter; 12],
     pub(crate) count: usize,
     pub(crate) selectors: [u64; 8],
@@ -105,7 +80,7 @@ pub(crate) struct Oracle {
 
 impl fmt::Display for Oracle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { general, fixed, faults, stretches, still, .. } = self;
+        let Self { there: Counters { general, fixed }, faults, stretches, still, .. } = self;
         write!(
             f,
             "{general} counters and {fixed:#b}, {faults} faults, {stretches} stretches, {still} looks at one that stands"
@@ -123,13 +98,14 @@ impl Oracle {
             .fold(1 << 7, |bits, (n, event)| bits | u64::from(policy.denies(*event)) << n);
         same("events that CPUID says are missing", 0u32, ebx.into(), missing);
         let general = eax >> 8 & 0xff;
+        let there = Counters { general, fixed: ecx };
         same("GLOBAL_CTRL at first", GLOBAL_CTRL, read(GLOBAL_CTRL), (1 << general) - 1);
         wrmsr(GLOBAL_CTRL, 0);
         let mut counters = [Counter::default(); 12];
         let all = (0..general).map(|n| Counter { msr: PMC + n, rdpmc: n, bit: n, ..Counter::default() }).chain(
-            (0..4).filter(|n| ecx >> n & 1 != 0).map(|n| Counter {
+            there.fixed().map(|n| Counter {
                 msr: FIXED_CTR + n,
-                rdpmc: 1 << 30 | n,
+                rdpmc: RDPMC_FIXED | n,
                 bit: 32 + n,
                 ..Counter::default()
             }),
@@ -146,11 +122,9 @@ impl Oracle {
         let frozen = if takes(STATUS_SET, CTR_FRZ) { CTR_FRZ } else { 0 };
         wrmsr(DEBUGCTL, 0);
         wrmsr(STATUS_RESET, frozen);
-        let bits = (1 << general) - 1 | u64::from(ecx) << 32;
         Self {
             policy,
-            general,
-            fixed: ecx,
+            there,
             counters,
             count,
             selectors: [0; 8],
@@ -161,7 +135,7 @@ impl Oracle {
             may: 0,
             must: 0,
             debug_bits: freezes | 2,
-            set_bits: bits | frozen | LBR_FRZ | 3 << 61,
+            set_bits: there.bits() | frozen | LBR_FRZ | 3 << 61,
             faults: 0,
             stretches: 0,
             still: 0,
@@ -170,12 +144,12 @@ impl Oracle {
 
     /// Returns the bits of IA32_PERF_GLOBAL_CTRL that exist.
     pub(crate) fn bits(&self) -> u64 {
-        (1 << self.general) - 1 | u64::from(self.fixed) << 32
+        self.there.bits()
     }
 
     /// Returns the bits of IA32_FIXED_CTR_CTRL that exist.
     pub(crate) fn fixed_bits(&self) -> u64 {
-        (0..4).filter(|n| self.fixed >> n & 1 != 0).fold(0, |bits, n| bits | 0xb << (4 * n))
+        self.there.fixed().fold(0, |bits, n| bits | 0xb << (4 * n))
     }
 
     pub(crate) fn counter(&self, index: usize) -> Counter {
@@ -296,7 +270,7 @@ impl Oracle {
     /// Reads one of the registers that are no counters, by a number.
     pub(crate) unsafe fn look_at_control(&mut self, number: u32) {
         self.ran_over();
-        let (msr, value) = match number % (8 + self.general) {
+        let (msr, value) = match number % (8 + self.there.general) {
             0 => return self.look_at_status(),
             1 => (FIXED_CTR_CTRL, self.fixed_control),
             2 => (GLOBAL_CTRL, self.global),
@@ -319,7 +293,7 @@ impl Oracle {
     }
 
     fn in_use(&self) -> u64 {
-        let general = (0..self.general).zip(self.selectors).fold(0, |bits, (n, selector)| {
+        let general = (0..self.there.general).zip(self.selectors).fold(0, |bits, (n, selector)| {
             bits | u64::from(selector & 0xff != 0) << n | u64::from(selector & INT != 0) << 63
         });
         (0..4).fold(general, |bits, n| {
@@ -330,7 +304,7 @@ impl Oracle {
 
     pub(crate) unsafe fn look_at_all(&mut self) {
         (0..self.count).for_each(|index| self.look_at(index));
-        for number in 0..8 + self.general {
+        for number in 0..8 + self.there.general {
             self.look_at_control(number);
         }
     }

@@ -6,7 +6,8 @@ use core::arch::global_asm;
 use core::sync::atomic::Ordering::Relaxed;
 use guests::boot::number;
 use guests::cpu::{self, wrmsr};
-use guests::lapic::{self, MASKED, register::LVT_PMC};
+use guests::lapic::{self, SILENT, register::LVT_PMC};
+use guests::pmu::*;
 use guests::random::Random;
 
 // An instruction counts under the controls it begins with: the first WRMSR does not, the last one does, and with it the
@@ -20,13 +21,13 @@ global_asm!(
     mov rax, rdi
     mov rdx, rdi
     shr rdx, 32
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
     .endm
     .macro end_work
     xor eax, eax
     xor edx, edx
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
     pop rbx
     ret
@@ -45,7 +46,8 @@ hostile_exits:
     jnz 2b
     end_work
     .popsection
-"#
+"#,
+    GLOBAL_CTRL = const GLOBAL_CTRL,
 );
 
 unsafe extern "C" {
@@ -57,7 +59,7 @@ unsafe extern "C" {
 
 /// Stops all counters, and thaws them.
 pub(crate) unsafe fn quiet(oracle: &mut Oracle) {
-    lapic::write(LVT_PMC, MASKED | 0xfe);
+    lapic::write(LVT_PMC, SILENT);
     oracle.change(|oracle| {
         wrmsr(GLOBAL_CTRL, 0);
         oracle.global = 0;
@@ -79,11 +81,11 @@ fn expected(oracle: &Oracle, index: usize, instructions: u64, turns: u64) -> Opt
         n @ 0..32 => {
             let selector = oracle.selectors[n as usize];
             // Edge detection, inversion, and thresholds.
-            let plain = selector & (1 << 18 | 1 << 23 | 0xff << 24) == 0;
+            let plain = selector & (EDGE | INV | cmask(0xff)) == 0;
             match selector & 0xffff {
                 _ if !plain => None,
-                0x00c0 => Some(instructions),
-                0x00c4 | 0x11c4 => Some(turns),
+                INSTRUCTIONS => Some(instructions),
+                BRANCHES | CONDITIONAL => Some(turns),
                 _ => None,
             }
         }
@@ -117,15 +119,15 @@ pub(crate) unsafe fn stretch(oracle: &mut Oracle, random: &mut Random) {
 /// Has a counter run over in the middle of instructions that leave this guest: where the event is not denied that
 /// interrupts once, however late, and not at all where it is.
 pub(crate) unsafe fn run_over(oracle: &mut Oracle, random: &mut Random) {
-    const INSTRUCTIONS: u64 = 0xc0 | OS | EN | INT;
+    const INTERRUPTING: u64 = INSTRUCTIONS | OS | EN | INT;
     quiet(oracle);
     cpu::breathe();
-    let n = random.below(oracle.general.into()) as u32;
+    let n = random.below(oracle.there.general.into()) as u32;
     let turns = 1 + random.below(6);
     let before = LAST - random.below(4 * turns);
     oracle.change(|oracle| {
-        wrmsr(PERFEVTSEL + n, INSTRUCTIONS);
-        oracle.selectors[n as usize] = INSTRUCTIONS;
+        wrmsr(PERFEVTSEL + n, INTERRUPTING);
+        oracle.selectors[n as usize] = INTERRUPTING;
         wrmsr(A_PMC + n, before);
         oracle.written(n as usize, before);
     });
@@ -138,5 +140,5 @@ pub(crate) unsafe fn run_over(oracle: &mut Oracle, random: &mut Random) {
     let wanted = u64::from(!oracle.denied(n as usize));
     same("interrupts of a counter that runs over", n, (VECTORED.load(Relaxed) - came).into(), wanted);
     same("events up to its end", n, oracle.advanced(n as usize), wanted * (4 * turns + 4));
-    lapic::write(LVT_PMC, MASKED | 0xfe);
+    lapic::write(LVT_PMC, SILENT);
 }

@@ -5,7 +5,8 @@ use crate::unit::*;
 use core::arch::asm;
 use guests::boot::has_word;
 use guests::lapic::register::*;
-use guests::lapic::{self, MASKED, PAGE};
+use guests::lapic::{self, MASKED, PAGE, SILENT};
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, same};
 
 const TIMES: u64 = 100;
@@ -16,7 +17,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("pmu-stores-to-the-local-apic-count-once", stores);
     tests.run("pmu-loads-from-the-local-apic-count-once", loads);
     tests.run("pmu-wide-and-modifying-accesses-to-the-local-apic-count-once", others);
-    lapic::write(LVT_PMC, MASKED | 0xfe);
+    lapic::write(LVT_PMC, SILENT);
     lapic::write(TPR, 0);
     clear();
 }
@@ -30,8 +31,8 @@ macro_rules! counted {
         asm!(
             "wrmsr", "mov esi, {times}",
             "2:", $access, "dec esi", "jnz 2b",
-            "xor eax, eax", "xor edx, edx", "mov ecx, 0x38f", "wrmsr",
-            times = const TIMES, in("r8") PAGE + u64::from($register), in("r9") u64::from($value), out("r10") _,
+            "xor eax, eax", "xor edx, edx", "mov ecx, {GLOBAL_CTRL}", "wrmsr",
+            GLOBAL_CTRL = const GLOBAL_CTRL, times = const TIMES, in("r8") PAGE + u64::from($register), in("r9") u64::from($value), out("r10") _,
             inout("ecx") GLOBAL_CTRL => _, inout("eax") 7 => _, inout("edx") 0 => _, out("esi") _,
         );
         same("instructions", general(0), LENGTH)?;

@@ -3,8 +3,9 @@
 use crate::unit::*;
 use core::arch::asm;
 use guests::boot::has_word;
-use guests::cpu::wrmsr;
+use guests::cpu::{self, wrmsr};
 use guests::faults::{BP, GP, UD, catch, raises};
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, check, same};
 
 const TURNS: u64 = 1000;
@@ -126,11 +127,11 @@ unsafe fn exits() -> Outcome {
     program(0, INSTRUCTIONS, 0);
     program(1, BRANCHES, 0);
     asm!(
-        "push rbx", "xor edx, edx", "mov eax, 3", "mov ecx, 0x38f", "wrmsr",
+        "push rbx", "xor edx, edx", "mov eax, 3", "mov ecx, {GLOBAL_CTRL}", "wrmsr",
         "mov esi, {times}",
         "2:", "xor eax, eax", "cpuid", "dec esi", "jnz 2b",
-        "xor eax, eax", "xor edx, edx", "mov ecx, 0x38f", "wrmsr", "pop rbx",
-        times = const TIMES, out("esi") _, out("eax") _, out("ecx") _, out("edx") _,
+        "xor eax, eax", "xor edx, edx", "mov ecx, {GLOBAL_CTRL}", "wrmsr", "pop rbx",
+        GLOBAL_CTRL = const GLOBAL_CTRL, times = const TIMES, out("esi") _, out("eax") _, out("ecx") _, out("edx") _,
     );
     same("instructions", general(0), 1 + 4 * TIMES + STOP)?;
     same("branches", general(1), TIMES)
@@ -161,21 +162,15 @@ unsafe fn faults() -> Outcome {
     same("one instruction more", with, without + 1)
 }
 
-unsafe fn read_pmc(index: u32) -> u64 {
-    let (low, high): (u32, u32);
-    asm!("rdpmc", in("ecx") index, out("eax") low, out("edx") high, options(nostack));
-    u64::from(high) << 32 | u64::from(low)
-}
-
 unsafe fn rdpmc() -> Outcome {
     clear();
     for n in 0..8 {
         wrmsr(A_PMC + n, 0x8000_0000_0001 + u64::from(n));
-        same("general-purpose", read_pmc(n), 0x8000_0000_0001 + u64::from(n))?;
+        same("general-purpose", cpu::rdpmc(n), 0x8000_0000_0001 + u64::from(n))?;
     }
     for n in 0..4 {
         wrmsr(FIXED_CTR + n, 0x7000_0000_0001 + u64::from(n));
-        same("fixed", read_pmc(0x4000_0000 + n), 0x7000_0000_0001 + u64::from(n))?;
+        same("fixed", cpu::rdpmc(RDPMC_FIXED + n), 0x7000_0000_0001 + u64::from(n))?;
     }
     // While it counts, RDPMC and RDMSR see what has retired before them.
     clear();
@@ -183,7 +178,7 @@ unsafe fn rdpmc() -> Outcome {
     let (first, second): (u32, u32);
     asm!(
         "wrmsr", "xor ecx, ecx", "rdpmc", "mov esi, eax", "nop", "nop", "rdpmc", "mov edi, eax",
-        "xor eax, eax", "xor edx, edx", "mov ecx, 0x38f", "wrmsr",
+        "xor eax, eax", "xor edx, edx", "mov ecx, {GLOBAL_CTRL}", "wrmsr", GLOBAL_CTRL = const GLOBAL_CTRL,
         inout("ecx") GLOBAL_CTRL => _, inout("eax") 1 => _, inout("edx") 0 => _, out("esi") first, out("edi") second,
     );
     same("at the first", first, 1u64)?;
@@ -197,7 +192,7 @@ unsafe fn rdpmc_refuses() -> Outcome {
         [8, 64, 0xffff, 0x4000_0004, 0x4000_0040, 0x2000_0000, 0x8000_0000, 0xc000_0000, 0x1_0000, 0xffff_ffff];
     for index in indices {
         raises("RDPMC", GP, 0, || {
-            read_pmc(index);
+            cpu::rdpmc(index);
         })
         .or_else(|_| same("no #GP for ECX", index, 0u64))?;
     }

@@ -3,6 +3,7 @@
 use crate::unit::*;
 use core::ptr::with_exposed_provenance_mut;
 use guests::cpu::wrmsr;
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, check, same};
 
 const TURNS: u64 = 1000;

@@ -6,9 +6,10 @@ use guests::boot::{has_word, number};
 use guests::cpu::{self, rdmsr, wrmsr};
 use guests::interrupts::{self, Frame, count, last_rip, on};
 use guests::lapic::{
-    self, MASKED,
+    self, MASKED, SILENT,
     register::{CURRENT, LVT_PMC},
 };
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, same};
 
 const VECTOR: u8 = 0x51;
@@ -33,7 +34,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("pmu-freeze", freeze);
     interrupts::off(VECTOR);
     interrupts::off(NMI);
-    lapic::write(LVT_PMC, MASKED | 0xfe);
+    lapic::write(LVT_PMC, SILENT);
     clear();
 }
 
@@ -94,7 +95,7 @@ unsafe fn overflow() -> Outcome {
 /// Starts and stops: the four instructions of the stop count.
 unsafe fn start_and_stop() {
     core::arch::asm!(
-        "wrmsr", "xor eax, eax", "xor edx, edx", "mov ecx, 0x38f", "wrmsr",
+        "wrmsr", "xor eax, eax", "xor edx, edx", "mov ecx, {GLOBAL_CTRL}", "wrmsr", GLOBAL_CTRL = const GLOBAL_CTRL,
         inout("ecx") GLOBAL_CTRL => _, inout("eax") 1 => _, inout("edx") 0 => _,
     );
 }
@@ -214,7 +215,7 @@ unsafe fn freeze() -> Outcome {
     prepare(u32::from(VECTOR));
     program(0, INSTRUCTIONS | INT, LAST - 99);
     program(1, INSTRUCTIONS, 0);
-    wrmsr(DEBUGCTL, 1 << 12);
+    wrmsr(DEBUGCTL, FREEZE);
     pmu_loop(3, TURNS);
     let (status, stopped) = (rdmsr(STATUS), [general(0), general(1)]);
     cpu::breathe();

@@ -3,6 +3,7 @@
 use crate::unit::*;
 use guests::cpu::{cpuid, rdmsr, wrmsr};
 use guests::faults::{GP, raises};
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, same};
 
 pub(crate) unsafe fn run(tests: &mut Tests) {
@@ -50,20 +51,20 @@ unsafe fn round_trip(msr: u32, value: u64, what: &'static str) -> Outcome {
 
 unsafe fn round_trips() -> Outcome {
     for n in 0..8 {
-        round_trip(PERFEVTSEL + n, 0xffd7_ffff & !EN, "PERFEVTSEL")?;
+        round_trip(PERFEVTSEL + n, SELECTOR_BITS & !EN, "PERFEVTSEL")?;
         round_trip(A_PMC + n, 0x1234_5678_9abc + u64::from(n), "A_PMC")?;
     }
     for n in 0..4 {
         round_trip(FIXED_CTR + n, 0xfedc_ba98_7654 - u64::from(n), "FIXED_CTR")?;
     }
     round_trip(FIXED_CTR_CTRL, 0xbbbb, "FIXED_CTR_CTRL")?;
-    round_trip(DEBUGCTL, 1 << 12, "DEBUGCTL")?;
+    round_trip(DEBUGCTL, FREEZE, "DEBUGCTL")?;
     round_trip(GLOBAL_CTRL, ALL, "GLOBAL_CTRL")
 }
 
 unsafe fn reserved() -> Outcome {
     let legal = [
-        (PERFEVTSEL + 1, 0xffd7_ffff),
+        (PERFEVTSEL + 1, SELECTOR_BITS),
         (FIXED_CTR_CTRL, 0xbbbb),
         (GLOBAL_CTRL, ALL),
         (A_PMC + 7, LAST),
@@ -71,7 +72,7 @@ unsafe fn reserved() -> Outcome {
         (STATUS_RESET, ALL | LBR_FRZ | CTR_FRZ | 7 << 61),
         (STATUS_SET, ALL | LBR_FRZ | CTR_FRZ | 3 << 61),
         // BTF and the freezing of branch records and SMM are a hypervisor's to give or not.
-        (DEBUGCTL, 1 << 12 | 1 << 1 | 1 << 11 | 1 << 14),
+        (DEBUGCTL, FREEZE | 1 << 1 | 1 << 11 | 1 << 14),
     ];
     for (msr, legal) in legal {
         for bit in (0..64).filter(|bit| legal >> bit & 1 == 0) {

@@ -1,67 +1,19 @@
-//! The unit's registers by the manual's names (SDM Vol. 4), and code whose length is known.
+//! The whole unit at once, and code whose length is known.
 
 use core::arch::global_asm;
 use guests::cpu::{rdmsr, wrmsr};
+use guests::pmu::*;
 
-pub(crate) const PMC: u32 = 0xc1;
-pub(crate) const PERFEVTSEL: u32 = 0x186;
-pub(crate) const MISC_ENABLE: u32 = 0x1a0;
-pub(crate) const DEBUGCTL: u32 = 0x1d9;
-pub(crate) const FIXED_CTR: u32 = 0x309;
-pub(crate) const CAPABILITIES: u32 = 0x345;
-pub(crate) const FIXED_CTR_CTRL: u32 = 0x38d;
-pub(crate) const STATUS: u32 = 0x38e;
-pub(crate) const GLOBAL_CTRL: u32 = 0x38f;
-pub(crate) const STATUS_RESET: u32 = 0x390;
-pub(crate) const STATUS_SET: u32 = 0x391;
-pub(crate) const INUSE: u32 = 0x392;
-pub(crate) const A_PMC: u32 = 0x4c1;
-
-/// Bits of a selector.
-pub(crate) const USR: u64 = 1 << 16;
-pub(crate) const OS: u64 = 1 << 17;
-pub(crate) const EDGE: u64 = 1 << 18;
-pub(crate) const INT: u64 = 1 << 20;
-pub(crate) const EN: u64 = 1 << 22;
-pub(crate) const INV: u64 = 1 << 23;
-
-/// CMASK of a selector.
-pub(crate) const fn cmask(events: u64) -> u64 {
-    events << 24
-}
-
-/// Event select and unit mask of the events that a machine has.
-pub(crate) const CYCLES: u64 = 0x3c;
-pub(crate) const REFERENCE_CYCLES: u64 = 0x013c;
-pub(crate) const INSTRUCTIONS: u64 = 0xc0;
-pub(crate) const BRANCHES: u64 = 0xc4;
-pub(crate) const CONDITIONAL: u64 = 0x11c4;
-pub(crate) const MISPREDICTED: u64 = 0xc5;
-pub(crate) const REFERENCES: u64 = 0x4f2e;
-pub(crate) const MISSES: u64 = 0x412e;
-
-/// Largest value of a counter.
-pub(crate) const LAST: u64 = (1 << 48) - 1;
-/// Bit of GLOBAL_STATUS: branch records are frozen.
-pub(crate) const LBR_FRZ: u64 = 1 << 58;
-/// Bit of GLOBAL_STATUS: all counters are frozen.
-pub(crate) const CTR_FRZ: u64 = 1 << 59;
-/// General-purpose and fixed counters in the GLOBAL registers.
-pub(crate) const ALL: u64 = 0xff | 0xf << 32;
+/// The counters that there are, as every machine of these tests has them.
+pub(crate) const COUNTERS: Counters = Counters { general: 8, fixed: 0xf };
+/// Their bits in the GLOBAL registers.
+pub(crate) const ALL: u64 = COUNTERS.bits();
 
 /// Stops everything, and zeroes every selector, counter and status bit.
 pub(crate) unsafe fn clear() {
-    wrmsr(GLOBAL_CTRL, 0);
+    COUNTERS.clear();
     wrmsr(DEBUGCTL, 0);
-    wrmsr(FIXED_CTR_CTRL, 0);
-    for n in 0..8 {
-        wrmsr(PERFEVTSEL + n, 0);
-        wrmsr(PMC + n, 0);
-    }
-    for n in 0..4 {
-        wrmsr(FIXED_CTR + n, 0);
-    }
-    wrmsr(STATUS_RESET, ALL | CTR_FRZ);
+    wrmsr(STATUS_RESET, CTR_FRZ);
 }
 
 /// Has general-purpose counter `n` count `event` at CPL 0 from `value` on; it starts with GLOBAL_CTRL.
@@ -90,13 +42,13 @@ global_asm!(
     mov rax, rdi
     mov rdx, rdi
     shr rdx, 32
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
     .endm
     .macro stop_counting
     xor eax, eax
     xor edx, edx
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
     ret
     .endm
@@ -151,7 +103,8 @@ pmu_sled_first:
     cli
     stop_counting
     .popsection
-"#
+"#,
+    GLOBAL_CTRL = const GLOBAL_CTRL,
 );
 
 unsafe extern "C" {

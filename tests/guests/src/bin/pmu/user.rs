@@ -7,6 +7,7 @@ use guests::boot::{USER_CODE64, USER_DATA};
 use guests::cpu::{self, wrmsr};
 use guests::faults::{BP, Fault, GP, UD, catch};
 use guests::interrupts;
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, check, same};
 
 /// Physical memory that is nobody's, in a large page of its own.

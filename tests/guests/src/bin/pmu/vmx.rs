@@ -6,6 +6,7 @@ use core::ptr::with_exposed_provenance_mut;
 use guests::boot::{CODE64, DATA, TSS, boot_gdt};
 use guests::cpu::{self, cpuid, rdmsr, wrmsr};
 use guests::interrupts::{IDT, TASK};
+use guests::pmu::{DEBUGCTL, FREEZE, GLOBAL_CTRL, PMC};
 
 /// Physical memory that is nobody's: the VMXON region, the VMCS, the MSR bitmap, three MSR lists and the guest's stack.
 const FREE: u64 = 0x1e0_0000;
@@ -56,7 +57,7 @@ vmx_enter:
     mov eax, esi
     mov rdx, rsi
     shr rdx, 32
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
     test edi, edi
     jnz 2f
@@ -68,7 +69,7 @@ vmx_enter:
 vmx_exit_here:
     xor eax, eax
     xor edx, edx
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     wrmsr
 4:  popfq
     pop r15
@@ -90,23 +91,27 @@ vmx_guest_loop:
     jmp 2b
 
 vmx_guest_touches:
-    mov ecx, 0xc1
+    mov ecx, {PMC}
     rdmsr
     xor ecx, ecx
     rdpmc
     vmcall
 
 vmx_guest_writes:
-    mov ecx, 0x38f
+    mov ecx, {GLOBAL_CTRL}
     mov eax, 9
     xor edx, edx
     wrmsr
-    mov ecx, 0x1d9
-    mov eax, 0x1000
+    mov ecx, {DEBUGCTL}
+    mov eax, {FREEZE}
     wrmsr
     vmcall
     .popsection
-"#
+"#,
+    PMC = const PMC,
+    GLOBAL_CTRL = const GLOBAL_CTRL,
+    DEBUGCTL = const DEBUGCTL,
+    FREEZE = const FREEZE,
 );
 
 unsafe extern "C" {

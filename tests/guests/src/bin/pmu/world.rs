@@ -6,7 +6,8 @@ use crate::vmx::{self, *};
 use guests::boot::{has_word, number};
 use guests::cpu::{rdmsr, rdtsc, wrmsr};
 use guests::interrupts::{self, Frame, count, on};
-use guests::lapic::{self, MASKED, register::LVT_PMC};
+use guests::lapic::{self, MASKED, SILENT, register::LVT_PMC};
+use guests::pmu::*;
 use guests::report::{Outcome, Tests, check, same};
 
 /// Instructions of `vmx_guest_loop` before its first exit.
@@ -84,7 +85,7 @@ unsafe fn saved() -> Outcome {
         same("instructions", general(0), 7u64)?;
         let kept = if can_save() { 9 } else { 1 };
         same("the guest's GLOBAL_CTRL", vmx::read(GUEST_GLOBAL_CTRL), kept as u64)?;
-        same("the guest's DEBUGCTL", vmx::read(GUEST_DEBUGCTL), 0x1000u64)?;
+        same("the guest's DEBUGCTL", vmx::read(GUEST_DEBUGCTL), FREEZE)?;
         same("the host's DEBUGCTL", rdmsr(DEBUGCTL), 0u64)?;
         same("the control", u64::from(can_save()), u64::from(!has_word("no-save")))
     })
@@ -160,14 +161,14 @@ unsafe fn lists() -> Outcome {
 unsafe fn intercepts() -> Outcome {
     with(vmx_guest_touches, || {
         prepare(INSTRUCTIONS);
-        // Reads of MSR C1H.
-        word(BITMAP + 0xc1 / 64 * 8).write_volatile(1 << (0xc1 % 64));
+        let rdmsr_of_pmc = word(BITMAP + u64::from(PMC / 64 * 8));
+        rdmsr_of_pmc.write_volatile(1 << (PMC % 64));
         vmx::write(PRIMARY, vmx::read(PRIMARY) | 1 << 11);
         check(launch(4), "VM entry failed")?;
         same("RDMSR exits", vmx::read(REASON), RDMSR)?;
         same("MOV alone has retired", general(0), 1u64)?;
         // The entry has lost the guest's registers: it goes back to where each is written.
-        word(BITMAP + 0xc1 / 64 * 8).write_volatile(0);
+        rdmsr_of_pmc.write_volatile(0);
         vmx::write(GUEST_RIP, vmx_guest_touches as *const () as u64);
         check(resume(4), "VM entry failed")?;
         same("RDPMC exits", vmx::read(REASON), RDPMC)?;
@@ -211,7 +212,7 @@ unsafe fn overflow() -> Outcome {
         Ok(())
     });
     interrupts::off(VECTOR);
-    lapic::write(LVT_PMC, MASKED | 0xfe);
+    lapic::write(LVT_PMC, SILENT);
     outcome
 }
 

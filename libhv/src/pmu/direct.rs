@@ -32,7 +32,7 @@
 
 use super::capability::PmuCapability;
 use super::host::HostEvents;
-use super::policy::{Interrupts, Means, PmuPolicy, PmuShare};
+use super::policy::{Interrupts, Means, PmuPolicy, PmuShare, assert_possible};
 use super::registers::{EventSelector, FixedControl};
 use super::report::Why;
 
@@ -92,29 +92,19 @@ pub enum InterruptPath {
 pub struct Direct<P>(P);
 
 impl<P: PmuPolicy> Direct<P> {
-    const POSSIBLE: () = assert_possible(P::MEANS, P::HOST_COUNTS);
-
     /// Has the interrupt of the counters that `policy` gives reach the guest without an exit.
     pub const fn new(policy: P) -> Self {
-        () = Self::POSSIBLE;
+        const { assert_possible::<Self>() }
         Self(policy)
     }
 }
 
-/// Refuses, when the hypervisor is built, what cannot have direct interrupts.
-pub(super) const fn assert_possible(means: Means, host_counts: bool) {
-    assert!(matches!(means, Means::Passed), "only counters that are passed to the guest interrupt it directly");
-    assert!(!host_counts, "the NMIs of a host that counts would reach the guest");
-}
-
 impl<P: PmuPolicy> PmuPolicy for Direct<P> {
-    const MEANS: Means = {
-        () = Self::POSSIBLE;
-        P::MEANS
-    };
+    const MEANS: Means = P::MEANS;
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = P::HOST_COUNTS;
+    const HOST_COUNTS_GUEST: bool = P::HOST_COUNTS_GUEST;
     const INTERRUPTS: Interrupts = Interrupts::Direct;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {

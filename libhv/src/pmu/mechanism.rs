@@ -8,7 +8,7 @@ use super::branches::Branches;
 use super::capability::PmuCapability;
 use super::credit::CreditMasks;
 use super::direct::InterruptPath;
-use super::policy::{Means, PmuPolicy};
+use super::policy::{Means, PmuPolicy, assert_possible};
 use super::registers::{
     BranchRegister, CounterIndex, EventSelector, FixedControl, MAX_BRANCHES, MAX_COUNTERS, Maker, PmuRegister,
 };
@@ -88,6 +88,7 @@ impl<P: PmuPolicy> Pmu<P> {
 
     /// Decides what the guest gets of a processor's PMU on a backend.
     pub fn new(policy: P, host: Option<PmuCapability>, hardware: &impl PmuHardware) -> Self {
+        const { assert_possible::<P>() }
         let decide = |host: &PmuCapability| {
             let mut share = policy.share(host);
             share.lbr &= hardware.switches_branch_control();

@@ -121,6 +121,18 @@ pub trait PmuPolicy {
     }
 }
 
+/// Refuses, when the hypervisor is built, a policy whose parts cannot be together.
+pub(super) const fn assert_possible<P: PmuPolicy>() {
+    assert!(
+        !P::HOST_COUNTS_GUEST || matches!(P::MEANS, Means::Hidden),
+        "the host cannot count a guest that has a PMU of its own"
+    );
+    if matches!(P::INTERRUPTS, Interrupts::Direct) {
+        assert!(matches!(P::MEANS, Means::Passed), "only counters that are passed to the guest interrupt it directly");
+        assert!(!P::HOST_COUNTS, "the NMIs of a host that counts would reach the guest");
+    }
+}
+
 /// No PMU: CPUID says so, IA32_MISC_ENABLE says so, its registers and RDPMC are #GP.
 impl PmuPolicy for () {
     const MEANS: Means = Means::Hidden;

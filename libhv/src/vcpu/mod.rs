@@ -147,12 +147,6 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         settings: &Settings,
         entry: &EntryState,
     ) -> Self {
-        const {
-            assert!(
-                !P::HOST_COUNTS_GUEST || !Pmu::<P>::PRESENT,
-                "the host cannot count a guest that has a PMU of its own"
-            )
-        };
         let offers = backend.offers();
         let mut cpuid = CpuidTable::new(
             host,

@@ -2,7 +2,7 @@
 
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::host::HostEvents;
-use crate::pmu::policy::{Interrupts, Means, Passthrough, PmuPolicy, PmuShare};
+use crate::pmu::policy::{Interrupts, Means, Passthrough, PmuPolicy, PmuShare, assert_possible};
 use crate::pmu::registers::{EventSelector, FixedControl};
 
 /// The guest's counters are emulated; what it gets, and which events, is what `P` says.
@@ -26,11 +26,6 @@ impl Emulated {
 }
 
 impl<P: PmuPolicy> Emulated<P> {
-    const POSSIBLE: () = assert!(
-        matches!(P::INTERRUPTS, Interrupts::Exiting),
-        "only counters that are passed to the guest interrupt it directly"
-    );
-
     /// Gives what `policy` gives, by emulation.
     ///
     /// A host that counts may be beside the guest, but cannot count it then:
@@ -43,21 +38,18 @@ impl<P: PmuPolicy> Emulated<P> {
     /// let policy = Emulated::of(().beside(host));
     /// ```
     pub const fn of(policy: P) -> Self {
-        const { assert!(!P::HOST_COUNTS_GUEST, "the host cannot count a guest that has a PMU of its own") }
-        () = Self::POSSIBLE;
+        const { assert_possible::<Self>() }
         Self(policy)
     }
 }
 
 impl<P: PmuPolicy> PmuPolicy for Emulated<P> {
-    const MEANS: Means = {
-        () = Self::POSSIBLE;
-        Means::Emulated
-    };
+    const MEANS: Means = Means::Emulated;
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = P::HOST_COUNTS;
     const HOST_COUNTS_GUEST: bool = P::HOST_COUNTS_GUEST;
+    const INTERRUPTS: Interrupts = P::INTERRUPTS;
 
     fn share(&self, host: &PmuCapability) -> PmuShare {
         PmuShare { lbr: false, ..self.0.share(host) }

@@ -2,7 +2,7 @@
 
 use super::events::{HostCounters, HostEvents};
 use crate::pmu::capability::PmuCapability;
-use crate::pmu::policy::{Interrupts, Means, PmuPolicy, PmuShare};
+use crate::pmu::policy::{Interrupts, Means, PmuPolicy, PmuShare, assert_possible};
 use crate::pmu::registers::{EventSelector, FixedControl};
 
 /// What a host counts beside its guest.
@@ -70,29 +70,15 @@ pub struct Beside<P, C> {
 }
 
 impl<P: PmuPolicy, C: HostCounting> Beside<P, C> {
-    const POSSIBLE: () = {
-        assert!(
-            !C::COUNTS_GUEST || matches!(P::MEANS, Means::Hidden),
-            "the host cannot count a guest that has a PMU of its own"
-        );
-        assert!(
-            !C::COUNTS || matches!(P::INTERRUPTS, Interrupts::Exiting),
-            "the NMIs of a host that counts would reach a guest with direct interrupts"
-        );
-    };
-
     /// Puts a host that counts beside a guest's policy.
     pub const fn new(guest: P, host: C) -> Self {
-        () = Self::POSSIBLE;
+        const { assert_possible::<Self>() }
         Self { guest, host }
     }
 }
 
 impl<P: PmuPolicy, C: HostCounting> PmuPolicy for Beside<P, C> {
-    const MEANS: Means = {
-        () = Self::POSSIBLE;
-        P::MEANS
-    };
+    const MEANS: Means = P::MEANS;
     const FILTERS: bool = P::FILTERS;
     const PARAVIRTUAL: bool = P::PARAVIRTUAL;
     const HOST_COUNTS: bool = C::COUNTS;

@@ -4,7 +4,7 @@
 use super::Pmu;
 use crate::hw::{Host, PmiRoute, PmuHardware};
 use crate::pmu::capability::PmuCapability;
-use crate::pmu::direct::{InterruptPath, assert_possible};
+use crate::pmu::direct::InterruptPath;
 use crate::pmu::policy::{Interrupts, PmuPolicy};
 use crate::pmu::registers::Maker;
 use crate::pmu::report::Why;
@@ -26,13 +26,7 @@ pub enum Came {
 
 impl<P: PmuPolicy> Pmu<P> {
     /// Whether interrupts are to reach the guest without an exit: where not, nothing of it costs anything.
-    pub const DIRECT: bool = {
-        let direct = matches!(P::INTERRUPTS, Interrupts::Direct);
-        if direct {
-            assert_possible(P::MEANS, P::HOST_COUNTS);
-        }
-        direct
-    };
+    pub const DIRECT: bool = matches!(P::INTERRUPTS, Interrupts::Direct);
 
     /// Decides how interrupts reach the guest.
     pub(super) fn decide_path(host: Option<&PmuCapability>, hardware: &impl PmuHardware) -> InterruptPath {

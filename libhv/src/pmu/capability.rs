@@ -243,6 +243,9 @@ impl PmuCapability {
 }
 
 #[cfg(test)]
+pub(super) mod processors;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::vcpu::cpuid::Leaf;

@@ -113,6 +113,7 @@ impl CreditMasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pmu::capability::processors::INTEL;
     use proptest::prelude::*;
 
     const INSTRUCTIONS: u64 = 0xC0 | EventSelector::ENABLE;
@@ -144,10 +145,7 @@ mod tests {
     proptest! {
         #[test]
         fn masks_say_what_each_counter_says(selectors: [u64; 8], control: u64, cpl in 0u8..4, branch: bool) {
-            let pmu = PmuCapability {
-                maker: Maker::Intel, version: 5, counters: 6, width: 48, fixed: 0b111, fixed_width: 48, missing_events: 0,
-                capabilities: 0, any_thread_deprecated: true, core_extensions: false, lbr_depth: 0, has_more: false,
-            };
+            let pmu = PmuCapability { counters: 6, fixed: 0b111, ..INTEL };
             let selectors = selectors.map(|bits| bits & 0x00F7_11C4 | 0xC0);
             let retired = Retired { cpl, branch };
             let masks = CreditMasks::of(&pmu, &selectors, FixedControl(control));

@@ -264,7 +264,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::hw::pmu::GlobalSwitch;
-    use crate::pmu::capability::FULL_WIDTH_WRITES;
+    use crate::pmu::capability::processors::INTEL;
     use crate::pmu::view::tests::any_view;
     use crate::pmu::{PmuCapability, PmuShare};
     use proptest::prelude::*;
@@ -367,29 +367,16 @@ mod tests {
         }
     }
 
-    fn haswell() -> PmuCapability {
-        PmuCapability {
-            maker: Maker::Intel,
-            version: 3,
-            counters: 4,
-            width: 48,
-            fixed: 0b111,
-            fixed_width: 48,
-            missing_events: 0,
-            capabilities: FULL_WIDTH_WRITES,
-            any_thread_deprecated: false,
-            core_extensions: false,
-            lbr_depth: 0,
-            has_more: false,
-        }
-    }
+    const HASWELL: PmuCapability =
+        PmuCapability { version: 3, counters: 4, fixed: 0b111, any_thread_deprecated: false, ..INTEL };
+
     fn view(host: &PmuCapability, means: Means) -> PmuView {
         PmuView::new(host, &PmuShare::all(host), means, GlobalSwitch::Hardware).expect("a PMU")
     }
 
     #[test]
     fn what_is_wrong_with_bytes_has_its_own_error() {
-        let good = State::new(&view(&haswell(), Means::Passed), &Bank::default(), true).to_bytes();
+        let good = State::new(&view(&HASWELL, Means::Passed), &Bank::default(), true).to_bytes();
         let with = |place: usize, value: u8| {
             let mut bytes = good;
             bytes[place] = value;
@@ -408,7 +395,7 @@ mod tests {
     /// T-A20.
     #[test]
     fn without_a_pmu_there_is_no_state_but_none() {
-        let view = view(&haswell(), Means::Passed);
+        let view = view(&HASWELL, Means::Passed);
         assert_eq!(State::new(&view, &Bank::default(), false).check(None), Err(StateError::NoPmu));
         let none = State { capabilities: 0, ..State::new(&view, &Bank::default(), false) };
         assert_eq!(none.check(None), Ok(()));
@@ -418,7 +405,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_register_and_the_bits() {
-        let view = view(&haswell(), Means::Passed);
+        let view = view(&HASWELL, Means::Passed);
         let with =
             |registers: Bank| State { registers, ..State::new(&view, &Bank::default(), false) }.check(Some(&view));
         let bank = Bank::default();
@@ -435,7 +422,7 @@ mod tests {
     /// A18: what the processor cannot be brought to again is refused, not lost.
     #[test]
     fn what_no_write_restores_is_refused_where_the_processor_holds_it() {
-        let old = PmuCapability { capabilities: 0, ..haswell() };
+        let old = PmuCapability { capabilities: 0, ..HASWELL };
         let counted = Bank { counters: [1 << 40, 0, 0, 0, 0, 0, 0, 0], ..Bank::default() };
         let overflowed = Bank { global_status: 1, ..Bank::default() };
         let check = |means, bank: &Bank| State::new(&view(&old, means), bank, false).check(Some(&view(&old, means)));

@@ -3,8 +3,9 @@
 use super::*;
 use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
 use crate::pmu::capability::PmuCapability;
+use crate::pmu::capability::processors::{AMD, AMD_WITHOUT_GLOBAL, INTEL};
 use crate::pmu::filter::{EventFilter, Filtered, MaskedEvent};
-use crate::pmu::host::fake::{Fake, INSTRUCTIONS, amd, intel};
+use crate::pmu::host::fake::{Fake, INSTRUCTIONS};
 use crate::pmu::policy::{Means, Passthrough, PmuPolicy, PmuShare};
 use crate::pmu::registers::{CounterIndex, EventSelector, Maker, PmuRegister};
 use crate::pmu::view::PmuView;
@@ -28,7 +29,7 @@ struct Rig {
 impl Rig {
     /// On a processor with `processor` and a guest that is shown `shown`.
     fn with(processor: Option<PmuCapability>, shown: PmuCapability, switch: GlobalSwitch) -> Self {
-        let mut fake = Fake::new(processor.unwrap_or(intel()), switch);
+        let mut fake = Fake::new(processor.unwrap_or(INTEL), switch);
         let view = PmuView::new(&shown, &PmuShare::all(&shown), Means::Emulated, switch).expect("a PMU");
         let mut pmu = EmulatedPmu::new(view, processor.as_ref(), switch);
         pmu.start(&mut fake);
@@ -95,9 +96,9 @@ impl Rig {
 /// How a PMU is emulated: by which processor's, or by none.
 fn rigs() -> [Rig; 4] {
     [
-        Rig::on(intel(), GlobalSwitch::Hardware),
-        Rig::on(amd(2), GlobalSwitch::Selectors),
-        Rig::on(amd(1), GlobalSwitch::Selectors),
+        Rig::on(INTEL, GlobalSwitch::Hardware),
+        Rig::on(AMD, GlobalSwitch::Selectors),
+        Rig::on(AMD_WITHOUT_GLOBAL, GlobalSwitch::Selectors),
         Rig::without_pmu(),
     ]
 }
@@ -194,9 +195,9 @@ fn a_write_by_the_old_name_extends_the_sign_and_one_beyond_the_width_faults() {
 #[test]
 fn a_denied_event_reads_back_and_counts_nothing() {
     let policy = Filtered::new(&EventFilter::allow(&[MaskedEvent::exact(0x3C, 0)])).expect("a short list");
-    let mut rig = Rig::on(intel(), GlobalSwitch::Hardware);
+    let mut rig = Rig::on(INTEL, GlobalSwitch::Hardware);
     let mut hardware = rig.fake.clone();
-    assert!(!policy.permits(EventSelector(COUNTED), &intel()) && policy.permits(EventSelector(CYCLES), &intel()));
+    assert!(!policy.permits(EventSelector(COUNTED), &INTEL) && policy.permits(EventSelector(CYCLES), &INTEL));
     for (n, selector) in [(0, COUNTED), (1, CYCLES)] {
         rig.pmu.write(Selector(n), selector, &policy, &mut hardware).expect("legal");
     }
@@ -272,7 +273,7 @@ fn counters_freeze_on_an_interrupt() {
 /// A26: what the hypervisor executes counts once, and runs over like anything else.
 #[test]
 fn an_instruction_that_the_hypervisor_executed_is_credited_once() {
-    let mut rig = Rig::on(intel(), GlobalSwitch::Hardware);
+    let mut rig = Rig::on(INTEL, GlobalSwitch::Hardware);
     rig.write(Selector(0), COUNTED | EventSelector::INTERRUPT);
     rig.write(FullCounter(0), (1 << 48) - 4);
     rig.write(GlobalControl, 1);
@@ -288,7 +289,7 @@ fn an_instruction_that_the_hypervisor_executed_is_credited_once() {
 #[test]
 fn a_counter_narrower_or_wider_than_the_processors_runs_over_at_its_own_width() {
     for (width, own) in [(40, 48), (48, 40)] {
-        let processor = PmuCapability { width: own, ..intel() };
+        let processor = PmuCapability { width: own, ..INTEL };
         let shown = PmuCapability { width, ..processor };
         let mut rig = Rig::with(Some(processor), shown, GlobalSwitch::Hardware);
         rig.write(Selector(0), COUNTED | EventSelector::INTERRUPT);
@@ -386,7 +387,7 @@ fn an_emulated_guest_goes_on_counting_on_another_machine() {
 #[test]
 fn a_denied_event_does_not_come_in_by_a_snapshot() {
     let policy = Filtered::new(&EventFilter::allow(&[MaskedEvent::exact(0x3C, 0)])).expect("a short list");
-    let mut rig = Rig::on(intel(), GlobalSwitch::Hardware);
+    let mut rig = Rig::on(INTEL, GlobalSwitch::Hardware);
     rig.counts_to_100();
     rig.ends();
     let state = rig.pmu.save();

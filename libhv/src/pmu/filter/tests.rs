@@ -3,6 +3,7 @@
 use super::*;
 use crate::hw::pmu::GlobalSwitch;
 use crate::pmu::PmuShare;
+use crate::pmu::capability::processors::INTEL;
 use crate::pmu::view::{ARCHITECTURAL, PmuView};
 use proptest::prelude::*;
 use std::vec;
@@ -129,20 +130,6 @@ fn a_filter_that_allows_everything_is_no_filter() {
 /// architectural events that it denies.
 #[test]
 fn the_policies_agree_and_cpuid_shows_what_they_deny() {
-    let host = PmuCapability {
-        maker: Maker::Intel,
-        version: 5,
-        counters: 8,
-        width: 48,
-        fixed: 0xF,
-        fixed_width: 48,
-        missing_events: 0,
-        capabilities: 1 << 13,
-        any_thread_deprecated: true,
-        core_extensions: false,
-        lbr_depth: 0,
-        has_more: false,
-    };
     struct NoBranches;
     impl ConstFilter for NoBranches {
         const FILTER: EventFilter<'static> =
@@ -151,11 +138,11 @@ fn the_policies_agree_and_cpuid_shows_what_they_deny() {
     let (built, run) = (FilteredBy::<NoBranches>::new(), Filtered::new(&NoBranches::FILTER).expect("legal"));
     for event in 0..0x100 {
         let selector = selector(event, 0x41);
-        assert_eq!(built.permits(selector, &host), run.permits(selector, &host));
-        assert_eq!(built.permits(selector, &host), event != 0xC4 && event != 0x2E);
+        assert_eq!(built.permits(selector, &INTEL), run.permits(selector, &INTEL));
+        assert_eq!(built.permits(selector, &INTEL), event != 0xC4 && event != 0x2E);
     }
     assert!(built.permits_fixed(0, FixedControl(0xB)) && !built.permits_fixed(1, FixedControl(0xB)));
-    let view = PmuView::new(&host, &PmuShare::all(&host), Means::Passed, GlobalSwitch::Hardware).expect("a PMU");
-    let view = view.filtered_by(|selector| built.permits(selector, &host));
+    let view = PmuView::new(&INTEL, &PmuShare::all(&INTEL), Means::Passed, GlobalSwitch::Hardware).expect("a PMU");
+    let view = view.filtered_by(|selector| built.permits(selector, &INTEL));
     assert_eq!(view.cpuid_leaf_0a()[1], 1 << 3 | 1 << 4 | 1 << 5, "LLC references, LLC misses, branches");
 }

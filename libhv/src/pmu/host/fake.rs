@@ -1,7 +1,7 @@
 //! A PMU for tests, written from the manual and stricter than it: what would fault, or count whom it must not, panics.
 
 use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
-use crate::pmu::capability::{FULL_WIDTH_WRITES, PmuCapability};
+use crate::pmu::capability::PmuCapability;
 use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
 use crate::time::{Frequency, Tsc};
 use alloc::rc::Rc;
@@ -10,38 +10,6 @@ use core::cell::RefCell;
 
 /// An event of the fake's that happens once per instruction, beside cycles, which are as many; and one that never does.
 pub(in crate::pmu) const INSTRUCTIONS: u64 = 0xC0;
-
-/// A processor with eight counters, four fixed ones and everything of version 5.
-pub(in crate::pmu) fn intel() -> PmuCapability {
-    PmuCapability {
-        maker: Maker::Intel,
-        version: 5,
-        counters: 8,
-        width: 48,
-        fixed: 0xF,
-        fixed_width: 48,
-        missing_events: 0,
-        capabilities: FULL_WIDTH_WRITES,
-        any_thread_deprecated: true,
-        core_extensions: false,
-        lbr_depth: 0,
-        has_more: false,
-    }
-}
-
-/// AMD's PerfMonV2 with six counters, or without global registers what came before it.
-pub(in crate::pmu) fn amd(version: u8) -> PmuCapability {
-    PmuCapability {
-        maker: Maker::Amd,
-        version,
-        counters: 6,
-        fixed: 0,
-        fixed_width: 0,
-        capabilities: 0,
-        core_extensions: true,
-        ..intel()
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::pmu) enum World {

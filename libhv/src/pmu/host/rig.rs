@@ -1,10 +1,11 @@
 //! A host that counts beside a guest that does, on the fake PMU: one processor, run by hand.
 
-use super::fake::{Fake, INSTRUCTIONS, intel};
+use super::fake::{Fake, INSTRUCTIONS};
 use super::*;
 use crate::hw::{GlobalSwitch, PmiHost, PmiRoute, PmuHardware};
 use crate::pmu::bank::Bank;
 use crate::pmu::capability::PmuCapability;
+use crate::pmu::capability::processors::INTEL;
 use crate::pmu::policy::PmuShare;
 use crate::pmu::registers::{EventSelector, PmuRegister};
 
@@ -135,8 +136,8 @@ impl Rig {
 /// A host that samples, with counters apart from the guest's or with the same.
 pub(super) fn sampled(apart: bool, period: u64) -> Rig {
     let counters = HostCounters::new().sample(instructions(), period);
-    let share = PmuShare { counters: if apart { 6 } else { 8 }, ..whole(&intel()) };
-    let rig = Rig::new(&counters, intel(), Some(&share), GlobalSwitch::Hardware);
+    let share = PmuShare { counters: if apart { 6 } else { 8 }, ..whole(&INTEL) };
+    let rig = Rig::new(&counters, INTEL, Some(&share), GlobalSwitch::Hardware);
     assert_eq!(rig.host.plan() == Plan::PartitionRouted, apart);
     rig
 }

@@ -1,11 +1,12 @@
 //! The host beside the guest, on a fake PMU: nobody counts the other, nothing is lost, and the order is A16's.
 
-use super::fake::{World, amd, intel};
+use super::fake::World;
 use super::rig::{ENABLED, MASK, Rig, instructions, sampled, whole};
 use super::*;
 use crate::hw::{GlobalSwitch, PmiRoute, PmuHardware};
 use crate::pmu::bank::Bank;
 use crate::pmu::capability::PmuCapability;
+use crate::pmu::capability::processors::{AMD, AMD_WITHOUT_GLOBAL, INTEL};
 use crate::pmu::policy::{Means, PmuPolicy, PmuShare};
 use crate::pmu::registers::{EventSelector, PmuRegister};
 use crate::pmu::{CounterIndex, Passthrough};
@@ -15,7 +16,7 @@ use proptest::prelude::*;
 
 /// What the processors are that this runs on, and how they switch.
 fn machines() -> [(PmuCapability, GlobalSwitch); 3] {
-    [(intel(), GlobalSwitch::Hardware), (amd(2), GlobalSwitch::Selectors), (amd(1), GlobalSwitch::Selectors)]
+    [(INTEL, GlobalSwitch::Hardware), (AMD, GlobalSwitch::Selectors), (AMD_WITHOUT_GLOBAL, GlobalSwitch::Selectors)]
 }
 
 /// The guest's selector as the mechanism gives it to the processor.
@@ -51,7 +52,7 @@ fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
 #[test]
 fn an_nmi_while_the_counters_are_stopped_is_the_guests_that_has_run_over() {
     for (place, route) in [(0, PmiRoute::Guest), (1, PmiRoute::Guest), (2, PmiRoute::Guest), (2, PmiRoute::Masked)] {
-        let pmu = intel();
+        let pmu = INTEL;
         let counters = HostCounters::new().sample(instructions(), 1000);
         let mut rig = Rig::new(&counters, pmu, Some(&whole(&pmu)), GlobalSwitch::Hardware);
         // The test brings the interrupt itself.
@@ -128,7 +129,7 @@ fn a_counter_that_runs_over_again_before_its_status_is_cleared_interrupts_again(
 /// Requirement A16.
 #[test]
 fn nothing_of_the_guest_is_in_the_processor_while_the_host_runs() {
-    let pmu = intel();
+    let pmu = INTEL;
     let mut rig =
         Rig::new(&HostCounters::new().count(HostEvent::Cycles), pmu, Some(&whole(&pmu)), GlobalSwitch::Hardware);
     rig.guest = Bank {
@@ -201,7 +202,7 @@ fn where_the_guest_has_no_pmu_entries_and_exits_write_nothing() {
 
 #[test]
 fn a_processor_that_does_not_switch_has_the_hosts_events_stopped_by_a_write() {
-    let mut rig = Rig::new(&HostCounters::new().count(instructions()), intel(), None, GlobalSwitch::Missing);
+    let mut rig = Rig::new(&HostCounters::new().count(instructions()), INTEL, None, GlobalSwitch::Missing);
     assert_eq!(rig.host.plan(), Plan::Stop);
     for _ in 0..20 {
         rig.host_runs(2);
@@ -213,7 +214,7 @@ fn a_processor_that_does_not_switch_has_the_hosts_events_stopped_by_a_write() {
 
 #[test]
 fn a_guest_with_fewer_counters_keeps_them_in_the_processor() {
-    let pmu = intel();
+    let pmu = INTEL;
     let share = PmuShare { counters: 6, fixed: 0xF, lbr: false };
     let counters = HostCounters::new().count(instructions()).count(HostEvent::Cycles);
     let mut rig = Rig::new(&counters, pmu, Some(&share), GlobalSwitch::Hardware);
@@ -246,21 +247,21 @@ fn what_cannot_be_counted_is_refused_with_the_reason() {
         HostPmu::new(counters.as_events(), Some(&pmu), guest.as_ref(), GlobalSwitch::Hardware).map(|host| host.plan())
     };
     let nine = (0..9).fold(HostCounters::new(), |counters, _| counters.count(HostEvent::Cycles));
-    assert_eq!(refused(&nine, intel(), None), Err(HostCountersError::TooManyEvents(8)));
-    let four = PmuCapability { counters: 1, ..intel() };
+    assert_eq!(refused(&nine, INTEL, None), Err(HostCountersError::TooManyEvents(8)));
+    let four = PmuCapability { counters: 1, ..INTEL };
     let two = HostCounters::new().count(HostEvent::Cycles).count(HostEvent::Cycles);
     assert_eq!(refused(&two, four, None), Err(HostCountersError::TooManyEvents(1)));
     let twice = HostCounters::new().count(HostEvent::Fixed(1)).count(HostEvent::Fixed(1));
-    assert_eq!(refused(&twice, intel(), None), Err(HostCountersError::NoFixedCounter(1)));
+    assert_eq!(refused(&twice, INTEL, None), Err(HostCountersError::NoFixedCounter(1)));
     for period in [0, (1 << 47) + 1] {
         let counters = HostCounters::new().sample(HostEvent::Cycles, period);
-        assert_eq!(refused(&counters, intel(), None), Err(HostCountersError::Period(period)));
+        assert_eq!(refused(&counters, INTEL, None), Err(HostCountersError::Period(period)));
     }
     let both = HostCounters::new().count(HostEvent::Cycles).counting_guest();
-    let counted = HostPmu::new(both.as_events(), Some(&intel()), Some(&whole(&intel())), GlobalSwitch::Hardware);
+    let counted = HostPmu::new(both.as_events(), Some(&INTEL), Some(&whole(&INTEL)), GlobalSwitch::Hardware);
     assert_eq!(counted.map(|host| host.plan()), Err(HostCountersError::CountsGuest));
     // Version 3 cannot set the status again that the guest had (A18).
-    let old = PmuCapability { version: 3, ..intel() };
+    let old = PmuCapability { version: 3, ..INTEL };
     let one = HostCounters::new().count(HostEvent::Cycles);
     assert_eq!(refused(&one, old, Some(whole(&old))), Err(HostCountersError::NotRestorable));
     assert_eq!(refused(&one, old, None), Ok(Plan::Processor));
@@ -275,7 +276,7 @@ fn a_policy_beside_a_host_is_the_guests_in_everything_else() {
     }
     let policy = Passthrough::new().beside(HostCounters::new().count(HostEvent::Cycles));
     assert_eq!(means(&policy), (Means::Passed, false, true));
-    assert_eq!(policy.share(&intel()), whole(&intel()));
+    assert_eq!(policy.share(&INTEL), whole(&INTEL));
     assert!(policy.host_events().is_some_and(|events| !events.counts_guest()));
     assert_eq!(means(&().beside(())), (Means::Hidden, false, false));
 }
@@ -291,7 +292,7 @@ fn a_host_that_counts_the_guest_samples_it_where_it_stood() {
         assert_eq!(sample.guest, rip > 0x1000_0000);
         OF_GUEST.fetch_add(sample.guest.into(), Ordering::Relaxed);
     });
-    let mut rig = Rig::new(&counters.counting_guest(), intel(), None, GlobalSwitch::Hardware);
+    let mut rig = Rig::new(&counters.counting_guest(), INTEL, None, GlobalSwitch::Hardware);
     for _ in 0..200 {
         rig.host_runs(5);
         rig.guest_runs(45);
@@ -312,7 +313,7 @@ fn an_nmi_taken_after_the_exit_is_still_the_guests() {
         assert_eq!((sample.guest, sample.rip), (true, Some(0x4000)));
         GUESTS.fetch_add(1, Ordering::Relaxed);
     });
-    let mut rig = Rig::new(&counters.counting_guest(), amd(2), None, GlobalSwitch::Selectors);
+    let mut rig = Rig::new(&counters.counting_guest(), AMD, None, GlobalSwitch::Selectors);
     rig.fake.enter();
     rig.fake.run(100);
     rig.fake.leave();
@@ -331,9 +332,9 @@ fn the_watchdog_barks_at_a_host_that_does_not_enter_and_at_no_other() {
         assert!(bark.rip.is_some() && bark.processor == 0, "{bark}");
         BARKS.fetch_add(1, Ordering::Relaxed);
     });
-    for guest in [None, Some(whole(&intel()))] {
+    for guest in [None, Some(whole(&INTEL))] {
         BARKS.store(0, Ordering::Relaxed);
-        let mut rig = Rig::new(&counters, intel(), guest.as_ref(), GlobalSwitch::Hardware);
+        let mut rig = Rig::new(&counters, INTEL, guest.as_ref(), GlobalSwitch::Hardware);
         for _ in 0..100 {
             rig.host_runs(400);
             rig.guest_runs(10_000);

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::exit::Msr;
-use crate::pmu::view::tests::any_view;
+use crate::pmu::capability::processors::INTEL;
+use crate::pmu::view::tests::{HOST, any_view};
 use crate::pmu::{PmuCapability, PmuShare};
 use proptest::prelude::*;
 use std::string::ToString;
@@ -55,7 +56,7 @@ proptest! {
 /// guest, and performance metrics keep RDPMC.
 #[test]
 fn the_report_tells_what_a_processor_can_do_no_better() {
-    let mut host = crate::pmu::view::tests::HOST;
+    let mut host = HOST;
     let report = |host: &PmuCapability, listed| {
         let view = PmuView::decide(host, &PmuShare::all(host), Means::Passed, GlobalSwitch::Hardware);
         PmuReport::new(view.map(|view| view.switched_by_list(listed)))
@@ -79,20 +80,7 @@ fn a_guest_without_a_pmu_is_told_why() {
 
 #[test]
 fn the_table_has_a_line_for_each_group_with_its_reason() {
-    let host = PmuCapability {
-        maker: Maker::Intel,
-        version: 5,
-        counters: 8,
-        width: 48,
-        fixed: 0xF,
-        fixed_width: 48,
-        missing_events: 1 << 7,
-        capabilities: 1 << 13,
-        any_thread_deprecated: true,
-        core_extensions: false,
-        lbr_depth: 0,
-        has_more: false,
-    };
+    let host = PmuCapability { missing_events: 1 << 7, ..INTEL };
     let share = PmuShare { counters: 6, fixed: 0b0111, lbr: false };
     let view = PmuView::decide(&host, &share, Means::Passed, GlobalSwitch::Hardware);
     let printed = PmuReport::new(view).to_string();

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::exit::Msr;
+use crate::pmu::capability::FULL_WIDTH_WRITES;
+use crate::pmu::capability::processors::{AMD, INTEL};
 use crate::sim::pmu::intel;
 use proptest::prelude::*;
 
@@ -130,7 +132,6 @@ pub(in crate::pmu) fn any_host() -> impl Strategy<Value = PmuCapability> {
                         _ => fixed,
                     };
                     PmuCapability {
-                        maker: Maker::Intel,
                         version,
                         counters,
                         width,
@@ -139,31 +140,24 @@ pub(in crate::pmu) fn any_host() -> impl Strategy<Value = PmuCapability> {
                         missing_events: missing & 0xFF,
                         capabilities,
                         any_thread_deprecated: deprecated,
-                        core_extensions: false,
                         lbr_depth: 8 * lbr,
                         has_more,
+                        ..INTEL
                     }
                 },
             );
     let amd =
         (any::<bool>(), any::<bool>(), 1u8..=8, any::<bool>()).prop_map(|(second, extended, counters, has_more)| {
             PmuCapability {
-                maker: Maker::Amd,
                 version: if second { 2 } else { 1 },
                 counters: match (second, extended) {
                     (true, _) => counters,
                     (_, true) => 6,
                     _ => 4,
                 },
-                width: 48,
-                fixed: 0,
-                fixed_width: 0,
-                missing_events: 0,
-                capabilities: 0,
-                any_thread_deprecated: true,
                 core_extensions: second || extended,
-                lbr_depth: 0,
                 has_more,
+                ..AMD
             }
         });
     prop_oneof![3 => intel, 1 => amd]
@@ -250,18 +244,14 @@ fn any_simulated() -> impl Strategy<Value = (intel::Config, PmuCapability)> {
             let rest = intel::Config::default();
             let config = intel::Config { version, general, fixed, width, full_width_writes, ..rest };
             let host = PmuCapability {
-                maker: Maker::Intel,
                 version,
                 counters: general,
                 width,
                 fixed: (1 << fixed) - 1,
                 fixed_width: if fixed == 0 { 0 } else { width },
-                missing_events: 0,
                 capabilities: config.capabilities(),
                 any_thread_deprecated: version == 5,
-                core_extensions: false,
-                lbr_depth: 0,
-                has_more: false,
+                ..INTEL
             };
             (config, host)
         },
@@ -358,20 +348,9 @@ proptest! {
     }
 }
 
-pub(in crate::pmu) const HOST: PmuCapability = PmuCapability {
-    maker: Maker::Intel,
-    version: 5,
-    counters: 8,
-    width: 48,
-    fixed: 0xF,
-    fixed_width: 48,
-    missing_events: 1 << 7,
-    capabilities: 1 << 13 | 0x3F,
-    any_thread_deprecated: true,
-    core_extensions: false,
-    lbr_depth: 32,
-    has_more: false,
-};
+/// With last-branch records and their format, and without the event of top-down slots.
+pub(in crate::pmu) const HOST: PmuCapability =
+    PmuCapability { missing_events: 1 << 7, capabilities: FULL_WIDTH_WRITES | 0x3F, lbr_depth: 32, ..INTEL };
 
 #[test]
 fn cpuid_counts_fixed_counters_and_lists_them_from_version_5_on() {
@@ -402,15 +381,7 @@ fn last_branch_records_show_with_their_format() {
 /// decided.
 #[test]
 fn a_guest_without_a_pmu_has_none_for_a_reason() {
-    let amd = |version, counters, core_extensions| PmuCapability {
-        maker: Maker::Amd,
-        version,
-        counters,
-        core_extensions,
-        fixed: 0,
-        capabilities: 0,
-        ..HOST
-    };
+    let amd = |version, counters, core_extensions| PmuCapability { version, counters, core_extensions, ..AMD };
     let decide = |host: &PmuCapability, counters, means, switch| {
         let share = PmuShare { counters, fixed: 0xFF, lbr: false };
         PmuView::decide(host, &share, means, switch).map(|view| view.guest().counters)

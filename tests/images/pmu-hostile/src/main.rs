@@ -66,27 +66,21 @@ const FIXED: u32 = 1 << 30;
 /// Instructions from one sample of the host's to the next.
 const PERIOD: u64 = 100_003;
 
-/// In the guest's own counters: instructions thrice, and one value that is known by its looks.
-fn exchanging() -> (HostCounters, Warden) {
-    let host = HostCounters::new()
-        .count(INSTRUCTIONS)
-        .count(INSTRUCTIONS)
-        .count(HostEvent::Fixed(0))
-        .sample(HostEvent::Cycles, SECRET_PERIOD);
-    let watched = Watched { instructions: &[(7, 0), (6, 1), (FIXED, 2)], secret: Some(5), period: None, nobodys: &[] };
+/// Instructions thrice, the first time as `first` has them, and one value that is known by its looks.
+fn thrice(first: HostCounters, period: Option<u64>, nobodys: &'static [(u32, u32)]) -> (HostCounters, Warden) {
+    let host = first.count(INSTRUCTIONS).count(HostEvent::Fixed(0)).sample(HostEvent::Cycles, SECRET_PERIOD);
+    let watched = Watched { instructions: &[(7, 0), (6, 1), (FIXED, 2)], secret: Some(5), period, nobodys };
     (host, Warden::new(watched))
 }
 
-/// The same, with samples.
-fn sampling() -> (HostCounters, Warden) {
-    let host = HostCounters::new()
-        .sample(INSTRUCTIONS, PERIOD)
-        .count(INSTRUCTIONS)
-        .count(HostEvent::Fixed(0))
-        .sample(HostEvent::Cycles, SECRET_PERIOD);
-    let watched =
-        Watched { instructions: &[(7, 0), (6, 1), (FIXED, 2)], secret: Some(5), period: Some(PERIOD), nobodys: &[] };
-    (host, Warden::new(watched))
+/// In the guest's own counters.
+fn exchanging() -> (HostCounters, Warden) {
+    thrice(HostCounters::new().count(INSTRUCTIONS), None, &[])
+}
+
+/// The same, with samples; a guest that has fewer counters leaves some to nobody.
+fn sampling(nobodys: &'static [(u32, u32)]) -> (HostCounters, Warden) {
+    thrice(HostCounters::new().sample(INSTRUCTIONS, PERIOD), Some(PERIOD), nobodys)
 }
 
 /// Beside a guest with six counters and the fixed-function ones 0 and 3.
@@ -97,18 +91,8 @@ fn apart() -> (HostCounters, Warden) {
     (host, Warden::new(watched))
 }
 
-/// Beside a guest with four counters and no fixed-function ones.
-fn apart_with_samples() -> (HostCounters, Warden) {
-    let host = HostCounters::new()
-        .sample(INSTRUCTIONS, PERIOD)
-        .count(INSTRUCTIONS)
-        .count(HostEvent::Fixed(0))
-        .sample(HostEvent::Cycles, SECRET_PERIOD);
-    let nobodys = &[(4, 0x4C5), (FIXED | 1, 0x30A), (FIXED | 2, 0x30B), (FIXED | 3, 0x30C)];
-    let watched =
-        Watched { instructions: &[(7, 0), (6, 1), (FIXED, 2)], secret: Some(5), period: Some(PERIOD), nobodys };
-    (host, Warden::new(watched))
-}
+/// What neither a guest with four counters and no fixed-function ones has, nor a host that samples.
+const NOBODYS: &[(u32, u32)] = &[(4, 0x4C5), (FIXED | 1, 0x30A), (FIXED | 2, 0x30B), (FIXED | 3, 0x30C)];
 
 /// Leaves values in all counters and selectors, as firmware may.
 fn leave_values_behind() {
@@ -138,10 +122,10 @@ fn main(machine: Machine) -> Result<StopReason> {
     match wanted {
         "deny" => launch!(filter(&DENY), exchanging()),
         "allow-apart" => launch!(Fewer { policy: filter(&ALLOW), counters: 6, fixed: 0b1001 }, apart()),
-        "deny-apart" => launch!(Fewer { policy: filter(&DENY), counters: 4, fixed: 0 }, apart_with_samples()),
-        "all" => launch!(Passthrough::new(), sampling()),
+        "deny-apart" => launch!(Fewer { policy: filter(&DENY), counters: 4, fixed: 0 }, sampling(NOBODYS)),
+        "all" => launch!(Passthrough::new(), sampling(&[])),
         "all-apart" => launch!(Fewer { policy: Passthrough::new(), counters: 6, fixed: 0b1001 }, apart()),
-        "paravirtual" => launch!(Paravirtual::on(filter(&ALLOW)), sampling()),
+        "paravirtual" => launch!(Paravirtual::on(filter(&ALLOW)), sampling(&[])),
         // Nobody counts beside these.
         "deny-alone" => Hypervisor::new().pmu(filter(&DENY)).launch(machine, guest),
         "emulated" => Hypervisor::new().pmu(Emulated::of(filter(&ALLOW))).launch(machine, guest),

@@ -1,6 +1,6 @@
 //! A host that counts beside a guest that counts, whatever either does: each counts its own instructions alone.
 
-use super::harness::{DEBUG_EXIT, Mode, STACK};
+use super::harness::{DEBUG_EXIT, LVTPC, Mode};
 use super::pmu::*;
 use super::*;
 use crate::exit::{Exit, Resolution};
@@ -56,9 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// Counts instructions with an interrupt each `period`, and ends with what the counter holds.
 fn program(registers: Registers, steps: &[Step], period: u64) -> Program {
     let from = (1 << 48) - period;
-    let mut program = Program::at(0x1000);
-    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(0x1B, 0xFEE0_0D00);
-    Mode::X2Apic.write(&mut program, SPURIOUS, 0x1FF);
+    let mut program = Mode::X2Apic.begin();
     Mode::X2Apic.write(&mut program, LVTPC, PMI.into());
     program.wrmsr(registers.selector, INSTRUCTIONS | INT).wrmsr(registers.counter, from).wrmsr(registers.control, 1);
     program.ops(&[Op::Sti]);
@@ -74,7 +72,7 @@ fn program(registers: Registers, steps: &[Step], period: u64) -> Program {
     program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]).handler(PMI);
     program.ops(&[Op::PushAll]).wrmsr(registers.clear, 1).wrmsr(registers.counter, from);
     Mode::X2Apic.write(&mut program, LVTPC, PMI.into());
-    Mode::X2Apic.write(&mut program, END_OF_INTERRUPT, 0);
+    Mode::X2Apic.end(&mut program);
     program.ops(&[Op::PopAll, Op::Iret]);
     program
 }

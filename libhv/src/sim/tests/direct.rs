@@ -1,9 +1,7 @@
 //! Interrupts of the counters that reach the guest without an exit, on the simulated processor.
 
-use super::harness::{DEBUG_EXIT, Mode, STACK};
-use super::pmu::{
-    END_OF_INTERRUPT, INSTRUCTIONS, INT, LVTPC, PMI, Ran, Registers, SPURIOUS, both, run, run_on, sampled,
-};
+use super::harness::{DEBUG_EXIT, LVTPC, Mode, SPURIOUS};
+use super::pmu::{INSTRUCTIONS, INT, PMI, Ran, Registers, both, run, run_on, sampled};
 use super::*;
 use crate::exit::Resolution;
 use crate::memory::nested::Access;
@@ -101,9 +99,7 @@ fn a_late_nmi_reaches_the_guest_once_wherever_it_arrives() {
 #[test]
 fn the_guest_reads_the_mask_that_the_delivery_has_set() {
     let [intel, _] = both();
-    let mut program = Program::at(0x1000);
-    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(0x1B, 0xFEE0_0D00);
-    Mode::X2Apic.write(&mut program, SPURIOUS, 0x1FF);
+    let mut program = Mode::X2Apic.begin();
     Mode::X2Apic.write(&mut program, LVTPC, NMI);
     program.wrmsr(intel.selector, INSTRUCTIONS | INT).wrmsr(intel.counter, (1 << 48) - 20).wrmsr(intel.control, 1);
     program.ops(&[Op::Nop; 30]).rdmsr(0x800 + LVTPC);
@@ -178,12 +174,7 @@ fn add(program: &mut Program, mode: Mode, registers: Registers, acts: &[Act]) {
 
 fn any_program(mode: Mode, body: &[Act], in_nmi: &[Act], in_vector: &[Act]) -> Program {
     let [intel, _] = both();
-    let mut program = Program::at(0x1000);
-    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
-    if mode == Mode::X2Apic {
-        program.wrmsr(0x1B, 0xFEE0_0D00);
-    }
-    mode.write(&mut program, SPURIOUS, 0x1FF);
+    let mut program = mode.begin();
     program.wrmsr(intel.selector, INSTRUCTIONS | INT).wrmsr(intel.control, 1);
     add(&mut program, mode, intel, body);
     program.ops(&[Op::Sti, Op::Nop, Op::Nop]).rdpmc(0);
@@ -192,7 +183,7 @@ fn any_program(mode: Mode, body: &[Act], in_nmi: &[Act], in_vector: &[Act]) -> P
         program.handler(vector).ops(&[Op::PushAll]);
         add(&mut program, mode, intel, acts);
         if vector == PMI {
-            mode.write(&mut program, END_OF_INTERRUPT, 0);
+            mode.end(&mut program);
         }
         program.ops(&[Op::PopAll, Op::Iret]);
     }

@@ -112,6 +112,10 @@ pub(super) enum Mode {
     X2Apic,
 }
 
+/// Registers of the local APIC, by their numbers in x2APIC mode less 800H.
+pub(super) const SPURIOUS: u32 = 0xF;
+pub(super) const LVTPC: u32 = 0x34;
+
 impl Mode {
     /// Adds a write of a register, by its number in x2APIC mode less 800H.
     pub(super) fn write(self, program: &mut Program, number: u32, value: u32) {
@@ -139,14 +143,20 @@ impl Mode {
         self.write(program, 0x0B, 0);
     }
 
-    /// Begins a program: a stack, the local APIC enabled by software, the timer in TSC-deadline mode.
-    pub(super) fn prologue(self) -> Program {
+    /// Begins a program: a stack, and the local APIC enabled by software.
+    pub(super) fn begin(self) -> Program {
         let mut program = Program::at(0x1000);
         program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
         if self == Self::X2Apic {
             program.wrmsr(0x1B, 0xFEE0_0D00);
         }
-        self.write(&mut program, 0x0F, 0x1FF);
+        self.write(&mut program, SPURIOUS, 0x1FF);
+        program
+    }
+
+    /// Begins a program with the timer in TSC-deadline mode too.
+    pub(super) fn prologue(self) -> Program {
+        let mut program = self.begin();
         self.write(&mut program, 0x32, 0x4_0000 | u32::from(TIMER));
         program
     }

@@ -1,8 +1,8 @@
 //! Paravirtual events under the run loop, on the simulated processor: guests without a PMU that have hardware events
 //! counted for them.
 
-use super::harness::{DEBUG_EXIT, Mode, STACK};
-use super::pmu::{Registers, both, run};
+use super::harness::{DEBUG_EXIT, LVTPC, Mode, STACK};
+use super::pmu::{PMI, Registers, both, run};
 use super::*;
 use crate::pmu::host::{HostCounters, HostEvent};
 use crate::pmu::{Emulated, Paravirtual, Passthrough, PmuPolicy};
@@ -12,7 +12,6 @@ mod hostile;
 const MEMORY: usize = super::harness::MEMORY;
 const OPEN: u32 = 0x9_0000;
 const RESULTS: u32 = 0x9_1000;
-const PMI: u8 = 0x51;
 const USER_AND_KERNEL: u64 = 0b11 << 16;
 const INSTRUCTIONS: u64 = 0xC0 | USER_AND_KERNEL;
 const BRANCHES: u64 = 0xC4 | USER_AND_KERNEL;
@@ -50,6 +49,14 @@ fn open(program: &mut Program, id: u32, config: u64, period: u32) {
         program.store(address, Width::Dword, word);
     }
     call(program, 1, 0, OPEN);
+}
+
+/// Adds the handler of an overflow: it unmasks the entry.
+fn handle_overflow(program: &mut Program) {
+    program.handler(PMI).ops(&[Op::PushAll]);
+    Mode::X2Apic.write(program, LVTPC, PMI.into());
+    Mode::X2Apic.end(program);
+    program.ops(&[Op::PopAll, Op::Iret]);
 }
 
 fn begin() -> Program {
@@ -148,10 +155,8 @@ fn an_overflow_interrupts_and_none_is_lost() {
     const PERIOD: u32 = 700;
     for registers in both() {
         for skid in [0, 3] {
-            let mut program = begin();
-            program.wrmsr(0x1B, 0xFEE0_0D00);
-            Mode::X2Apic.write(&mut program, 0xF, 0x1FF);
-            Mode::X2Apic.write(&mut program, 0x34, PMI.into());
+            let mut program = Mode::X2Apic.begin();
+            Mode::X2Apic.write(&mut program, LVTPC, PMI.into());
             open(&mut program, 5, INSTRUCTIONS, PERIOD);
             call(&mut program, ENABLE, 5, 0);
             program.ops(&[Op::Sti]);
@@ -161,10 +166,7 @@ fn an_overflow_interrupts_and_none_is_lost() {
             call(&mut program, DISABLE, 5, 0);
             program.ops(&[Op::Load(result(5) + 0x18, Width::Dword)]);
             end(&mut program);
-            program.handler(PMI).ops(&[Op::PushAll]);
-            Mode::X2Apic.write(&mut program, 0x34, PMI.into());
-            Mode::X2Apic.write(&mut program, 0xB, 0);
-            program.ops(&[Op::PopAll, Op::Iret]);
+            handle_overflow(&mut program);
             let ran = run(Paravirtual::on(()), registers, skid, &program);
             let count =
                 ran.memory.read_number(Gpa::new((result(5) + 0x10).into()), Width::Dword).expect("memory") as u32;

@@ -1,6 +1,6 @@
 //! The PMU pillar under the run loop, on the simulated processor: guests that own the counters.
 
-use super::harness::{DEBUG_EXIT, Mode, STACK};
+use super::harness::{DEBUG_EXIT, LVTPC, Mode, STACK};
 use super::*;
 use crate::devices::{Chipset, Configuration};
 use crate::exit::{Exit, Resolution, StopReason};
@@ -16,9 +16,6 @@ use std::boxed::Box;
 
 const MEMORY: usize = super::harness::MEMORY;
 pub(super) const PMI: u8 = 0x51;
-pub(super) const LVTPC: u32 = 0x34;
-pub(super) const END_OF_INTERRUPT: u32 = 0xB;
-pub(super) const SPURIOUS: u32 = 0xF;
 pub(super) const INSTRUCTIONS: u64 = 0xC0 | 1 << 16 | 1 << 17 | 1 << 22;
 pub(super) const INT: u64 = 1 << 20;
 /// Far more than guests count here: whatever leaks shows.
@@ -371,12 +368,7 @@ fn a_masked_guest_gets_no_interrupt_and_has_no_exits_by_it() {
 pub(super) fn sampled(registers: Registers, mode: Mode, rounds: u32, entry: u32) -> Program {
     const PERIOD: u64 = (1 << 48) - 70;
     let vector = if entry >> 8 & 7 == 4 { 2 } else { PMI };
-    let mut program = Program::at(0x1000);
-    program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
-    if matches!(mode, Mode::X2Apic) {
-        program.wrmsr(0x1B, 0xFEE0_0D00);
-    }
-    mode.write(&mut program, SPURIOUS, 0x1FF);
+    let mut program = mode.begin();
     mode.write(&mut program, LVTPC, entry);
     program.wrmsr(registers.selector, INSTRUCTIONS | INT).wrmsr(registers.counter, PERIOD).wrmsr(registers.control, 1);
     program.ops(&[Op::Sti]);
@@ -386,7 +378,7 @@ pub(super) fn sampled(registers: Registers, mode: Mode, rounds: u32, entry: u32)
     program.ops(&[Op::PushAll]).wrmsr(registers.clear, 1).wrmsr(registers.counter, PERIOD);
     mode.write(&mut program, LVTPC, entry);
     if vector == PMI {
-        mode.write(&mut program, END_OF_INTERRUPT, 0);
+        mode.end(&mut program);
     }
     program.ops(&[Op::PopAll, Op::Iret]);
     program

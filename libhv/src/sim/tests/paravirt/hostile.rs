@@ -85,10 +85,8 @@ fn random_block(program: &mut Program, random: &mut Random) {
 
 fn hostile(seed: u64) -> Program {
     let mut random = Random::new(seed);
-    let mut program = begin();
-    program.wrmsr(0x1B, 0xFEE0_0D00);
-    Mode::X2Apic.write(&mut program, 0xF, 0x1FF);
-    Mode::X2Apic.write(&mut program, 0x34, PMI.into());
+    let mut program = Mode::X2Apic.begin();
+    Mode::X2Apic.write(&mut program, LVTPC, PMI.into());
     program.ops(&[Op::Sti]);
     for _ in 0..CALLS {
         match random.below(12) {
@@ -102,10 +100,7 @@ fn hostile(seed: u64) -> Program {
     }
     program.ops(&[Op::Cli, Op::Mov(Gpr::Rax, 0)]);
     end(&mut program);
-    program.handler(PMI).ops(&[Op::PushAll]);
-    Mode::X2Apic.write(&mut program, 0x34, PMI.into());
-    Mode::X2Apic.write(&mut program, 0xB, 0);
-    program.ops(&[Op::PopAll, Op::Iret]);
+    handle_overflow(&mut program);
     program
 }
 

@@ -38,13 +38,13 @@ pub const OS: u64 = 1 << 17;
 pub const EDGE: u64 = 1 << 18;
 /// Bit of a selector: an overflow interrupts.
 pub const INT: u64 = 1 << 20;
-/// Bit of a selector: AnyThread, which version 5 does not have.
+/// Bit of a selector: AnyThread, reserved in version 5.
 pub const ANY: u64 = 1 << 21;
 /// Bit of a selector: the counter is enabled.
 pub const EN: u64 = 1 << 22;
 /// Bit of a selector: CMASK is inverted.
 pub const INV: u64 = 1 << 23;
-/// Every bit of a selector that version 5 has.
+/// Every bit of a selector that may be set: without pin control and AnyThread, which are reserved.
 pub const SELECTOR_BITS: u64 = 0xffd7_ffff;
 
 /// CMASK of a selector.

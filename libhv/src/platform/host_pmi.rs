@@ -37,13 +37,18 @@ pub fn host_count(event: usize) -> Option<u64> {
     Some(post.value_now(event, &Registers(post.maker())))
 }
 
-/// An NMI has interrupted the host at `rip`.
+/// An NMI has interrupted the host at `rip`. Returns whether the guest is to be interrupted for it.
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the handler of NMIs calls it"))]
-pub(super) fn nmi(rip: u64) {
-    let Some(post) = Post::published() else { return };
+pub(super) fn nmi(rip: u64) -> bool {
+    let Some(post) = Post::published() else { return false };
     let verdict = post.nmi(Some(Place::Host(rip)), bare::read_tsc(), &mut Registers(post.maker()));
     // The entry has masked itself in delivering it.
     if matches!(verdict, Verdict::Served | Verdict::Late) {
         interrupts::route_counters(PmiRoute::Host);
     }
+    let guests = post.has_guest_pmi();
+    if guests {
+        interrupts::wake();
+    }
+    guests
 }

@@ -125,8 +125,14 @@ pub(super) fn take_guest_nmi() -> bool {
     } else {
         GUEST_NMIS.fetch_add(1, Ordering::Relaxed);
     }
-    apic::interrupt_self(GUEST_NMI);
+    wake();
     true
+}
+
+/// The handler of NMIs has found something for the guest: a host that is about to wait for an interrupt, or to enter the
+/// guest, does neither for long.
+pub(super) fn wake() {
+    apic::interrupt_self(GUEST_NMI);
 }
 
 /// Serves the interrupt with `vector`, which the processor has acknowledged.

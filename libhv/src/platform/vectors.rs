@@ -94,14 +94,13 @@ extern "C" fn entered(frame: &mut Entered) {
     match frame.vector as u8 {
         2 => {
             interrupts::serve(2);
-            if interrupts::take_guest_nmi() {
-                // What it has asked for is served before HLT, which would wait for something else then.
-                if frame.rip == processor::halts_at() {
-                    frame.rip += 1;
-                }
-            } else {
-                host_pmi::nmi(frame.rip);
+            let guests = interrupts::take_guest_nmi() || {
                 watchdog::nmi(frame.rip, frame.rflags);
+                host_pmi::nmi(frame.rip)
+            };
+            // What it has asked for is served before HLT, which would wait for something else then.
+            if guests && frame.rip == processor::halts_at() {
+                frame.rip += 1;
             }
         }
         vector @ 0..=31 => {

@@ -112,21 +112,6 @@ impl Bank {
         changed
     }
 
-    /// Returns the bits in IA32_PERF_GLOBAL_STATUS of the counters that have run over since they were as in `before`, no
-    /// more than `recent` events ago. Software can set the same bits: its counter holds more then. One whose bit stood has run
-    /// over again if it holds less than it did.
-    pub fn ran_over(&self, before: &Self, recent: u64) -> u64 {
-        let bits = |now: &[u64; COUNT], then: &[u64; COUNT], stood: u64| {
-            let ran = |(n, (now, then)): (usize, (&u64, &u64))| {
-                u64::from(*now < recent && (stood >> n & 1 == 0 || now < then)) << n
-            };
-            now.iter().zip(then).enumerate().map(ran).fold(0, |bits, bit| bits | bit)
-        };
-        let general = bits(&self.counters, &before.counters, before.global_status);
-        let fixed = bits(&self.fixed, &before.fixed, before.global_status >> 32);
-        self.global_status & (general | fixed << 32)
-    }
-
     /// Returns the bits in IA32_PERF_GLOBAL_STATUS of the counters whose overflow interrupts.
     pub fn interrupting(&self) -> u64 {
         let general = (0..).zip(&self.selectors).filter(|(_, selector)| EventSelector(**selector).interrupts());

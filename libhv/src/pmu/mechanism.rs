@@ -94,7 +94,7 @@ impl<P: PmuPolicy> Pmu<P> {
             share.lbr &= hardware.switches_branch_control();
             let view = PmuView::decide(host, &share, P::MEANS, hardware.global_switch())?;
             let view = view.switched_by_list(hardware.switches_by_list());
-            let view = if P::HOST_COUNTS { view.without_freezing() } else { view };
+            let view = if P::HOST_COUNTS { view.beside_host() } else { view };
             Ok(if P::FILTERS { view.filtered_by(|selector| policy.permits(selector, host)) } else { view })
         };
         let view = match &host {

@@ -79,6 +79,8 @@ pub enum Why {
     Filter,
     /// The processor has counters that are not the guest's, and the register speaks of them too.
     HiddenCounters,
+    /// The host counts too, and tells by it whose an interrupt is.
+    HostCounts,
     /// IA32_PERF_METRICS would be reached, which is not the guest's.
     Metrics,
     /// Counters that cores share would be read, which are not the guest's.
@@ -123,6 +125,7 @@ impl fmt::Display for Why {
             Self::Share => "not shared",
             Self::Filter => "filtered",
             Self::HiddenCounters => "the processor has counters that are not the guest's",
+            Self::HostCounts => "the host, which counts too, tells by it whose an interrupt is",
             Self::Metrics => "the processor has performance metrics that are not the guest's",
             Self::Uncore => "counters that cores share would be read",
             Self::MsrList => "by lists of MSRs",
@@ -287,6 +290,7 @@ impl Judge<'_> {
         let view = self.view;
         let (guest, host) = (view.guest(), view.host());
         let intel = guest.maker == Maker::Intel;
+        let status = if view.matches_hardware() { Why::HostCounts } else { Why::HiddenCounters };
         match item {
             Item::Counter(n) if guest.has_counter(n) => self.counter(n),
             Item::Counter(n) => self.withheld(host.has_counter(n), Why::Share),
@@ -304,8 +308,8 @@ impl Judge<'_> {
             Item::Rdpmc if view.rdpmc_reaches_uncore() => self.mediated(Why::Uncore),
             Item::Rdpmc => self.mediated(Why::Metrics),
             Item::GlobalControl => self.register(PmuRegister::GlobalControl, Why::HiddenCounters),
-            Item::GlobalStatus => self.register(PmuRegister::GlobalStatus, Why::HiddenCounters),
-            Item::StatusSet => self.register(PmuRegister::StatusSet, Why::HiddenCounters),
+            Item::GlobalStatus => self.register(PmuRegister::GlobalStatus, status),
+            Item::StatusSet => self.register(PmuRegister::StatusSet, status),
             Item::InUse if view.matches_hardware() => self.register(PmuRegister::InUse, Why::Filter),
             Item::InUse => self.register(PmuRegister::InUse, Why::HiddenCounters),
             Item::Switch if view.switches_by_list() => self.mediated(Why::MsrList),

@@ -129,6 +129,7 @@ pub struct PmuView {
     switch: GlobalSwitch,
     filters: bool,
     freezes: bool,
+    beside: bool,
     listed: bool,
 }
 
@@ -177,7 +178,7 @@ impl PmuView {
             Maker::Intel => Self::intel(host, share, counters, means),
             Maker::Amd => Self::amd(host, counters).ok_or(NoPmu::TooFewCounters)?,
         };
-        Ok(Self { guest, host: *host, means, switch, filters: false, freezes: true, listed: false })
+        Ok(Self { guest, host: *host, means, switch, filters: false, freezes: true, beside: false, listed: false })
     }
 
     fn intel(host: &PmuCapability, share: &PmuShare, counters: u8, means: Means) -> PmuCapability {
@@ -244,6 +245,19 @@ impl PmuView {
     #[must_use]
     pub fn without_freezing(self) -> Self {
         Self { freezes: false, ..self }
+    }
+
+    /// Puts the guest beside a host that counts: it cannot freeze counters, and its status is not the processor's, by which
+    /// the host tells whose an interrupt is (A22).
+    #[must_use]
+    pub fn beside_host(self) -> Self {
+        Self { beside: true, ..self.without_freezing() }
+    }
+
+    /// Returns whether the guest's status is the processor's.
+    #[inline]
+    pub fn passes_status(&self) -> bool {
+        self.matches_hardware() && !self.beside
     }
 
     /// Notes whether entries and exits find IA32_PERF_GLOBAL_CTRL in a list of MSRs.

@@ -22,8 +22,9 @@ const DEBUGCTL: Msr = Msr(0x1D9);
 macro_rules! registers {
     ($vcpu:ident, |$hardware:ident| $body:expr) => {
         match &mut $vcpu.beside {
-            Some(beside) if P::HOST_COUNTS && beside.counters.plan().parks_guest() => {
-                let $hardware = &mut Parked { bank: &mut beside.guest, hardware: &mut $vcpu.backend };
+            Some(beside) if P::HOST_COUNTS && beside.counters.plan().keeps_status() => {
+                let whole = beside.counters.plan().parks_guest();
+                let $hardware = &mut Parked { kept: &mut beside.guest, whole, hardware: &mut $vcpu.backend };
                 $body
             }
             _ => {
@@ -81,7 +82,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         // Kept beside a host that counts they are in no processor, unless the run has ended.
         match &self.beside {
             Some(beside) if beside.runs && beside.counters.plan().parks_guest() => None,
-            _ => self.pmu.save(&self.backend, world.host),
+            Some(beside) => {
+                let mut state = self.pmu.save(&self.backend, world.host)?;
+                state.registers.global_status |= beside.guest.overflowed;
+                Some(state)
+            }
+            None => self.pmu.save(&self.backend, world.host),
         }
     }
 

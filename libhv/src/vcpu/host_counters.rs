@@ -4,17 +4,16 @@
 use super::{Appliance, Backend, Vcpu, World};
 use crate::error::{Error, Requirement, Result};
 use crate::hw::Host;
-use crate::pmu::bank::Bank;
-use crate::pmu::host::{HostPmu, Plan, Post};
+use crate::pmu::host::{HostPmu, Kept, Plan, Post};
 use crate::pmu::policy::PmuShare;
 use crate::pmu::{Pmu, PmuPolicy, PmuView};
 use alloc::boxed::Box;
 
-/// The host's counters, and the guest's registers while these are in the processor in their place.
+/// The host's counters, and what is kept of the guest's meanwhile.
 #[derive(Debug)]
 pub(super) struct Beside {
     pub(super) counters: HostPmu,
-    pub(super) guest: Bank,
+    pub(super) guest: Kept,
     pub(super) runs: bool,
 }
 
@@ -42,7 +41,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             let counters = HostPmu::new(events, self.processor_pmu.as_ref(), guest.as_ref(), switch)
                 .map_err(|why| Error::Unsupported(Requirement::HostCounters(why)))?;
             counters.post().publish();
-            self.beside = Some(Box::new(Beside { counters, guest: Bank::default(), runs: false }));
+            self.beside = Some(Box::new(Beside { counters, guest: Kept::default(), runs: false }));
         }
         if let Some(beside) = self.beside.as_deref_mut().filter(|beside| !beside.runs) {
             beside.counters.adopt(&mut beside.guest, &mut self.backend);

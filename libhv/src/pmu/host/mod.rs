@@ -24,7 +24,7 @@ mod tests;
 
 pub use beside::{Beside, HostCounting};
 pub use events::{HostCounters, HostCountersError, HostEvent, HostEvents, MAX_EVENTS, Sample};
-pub use parked::Parked;
+pub use parked::{Kept, Parked};
 pub use plan::Plan;
 pub use post::{Place, Post, Verdict};
 pub use switch::HostPmu;

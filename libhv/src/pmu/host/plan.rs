@@ -22,7 +22,8 @@ pub enum Plan {
     /// case (A12). IA32_FIXED_CTR_CTRL has one owner: a host with fixed-function counters shares only with a guest that
     /// has none.
     Partition,
-    /// As above, with the host's counters interrupting: they are stopped, the interrupt is routed, and back.
+    /// As above, with the host's counters interrupting: they are stopped, the interrupt is routed, and back. What has run
+    /// over of the guest's is taken out of the status.
     PartitionRouted,
     /// All that differs is exchanged, in the order of requirement A16.
     Switch,
@@ -66,5 +67,11 @@ impl Plan {
     #[inline]
     pub fn parks_guest(self) -> bool {
         self == Self::Switch
+    }
+
+    /// Returns whether the guest's status is kept out of the processor, as far as it tells of counters.
+    #[inline]
+    pub fn keeps_status(self) -> bool {
+        matches!(self, Self::PartitionRouted | Self::Switch)
     }
 }

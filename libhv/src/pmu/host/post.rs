@@ -23,8 +23,8 @@ use hermit_sync::OnceCell;
 
 /// Samples that wait for the run loop; a power of two. Those beyond are counted as lost.
 const KEPT: usize = 64;
-/// Ticks after which an NMI that was owed will not come any more: it met a masked entry.
-pub(super) const LATEST: u64 = 10_000;
+/// Ticks after which an interrupt that was awaited will not come any more: it met a masked entry.
+const LATEST: u64 = 10_000;
 
 /// Where the processor was when an NMI came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +63,31 @@ type Waiting = [AtomicU64; 3];
 const KNOWN: u64 = 1 << 8;
 const GUEST: u64 = 1 << 9;
 
+/// An interrupt that is to come, from a moment on: when that was, 0 for none.
+#[derive(Debug, Default)]
+struct Awaited(AtomicU64);
+
+impl Awaited {
+    fn set(&self, now: Tsc) {
+        self.0.store(now.0 | 1, Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Relaxed) != 0
+    }
+
+    fn clear(&self) {
+        self.0.store(0, Relaxed);
+    }
+
+    /// Returns whether it may still come, and awaits it no more.
+    fn take(&self, now: impl FnOnce() -> Tsc) -> bool {
+        let since = self.0.load(Relaxed);
+        self.clear();
+        since != 0 && now().0.wrapping_sub(since & !1) < LATEST
+    }
+}
+
 /// The account of one processor's host counters.
 #[derive(Debug)]
 pub struct Post {
@@ -75,14 +100,14 @@ pub struct Post {
     /// An NMI came while the counters were stopped, and where.
     came: AtomicBool,
     came_at: AtomicU64,
-    /// When an overflow was served whose NMI had not come; 0 for none.
-    owed: AtomicU64,
+    /// The NMI of an overflow that has been served.
+    owed: Awaited,
     /// The guest's LVTPC let its interrupts through when it was entered last.
     guest_open: AtomicBool,
-    /// A counter of the guest's has run over whose interrupt has not come.
-    guest_ran_over: AtomicBool,
-    /// One has run over while the guest's LVTPC was masked.
-    guest_ran_over_masked: AtomicBool,
+    /// The interrupt of a counter of the guest's that has run over.
+    guest: Awaited,
+    /// The same, which the guest has masked.
+    guest_masked: Awaited,
     /// The guest's has come, as an NMI.
     guest_came: AtomicBool,
     beats: AtomicU64,
@@ -130,10 +155,10 @@ impl Post {
             running: AtomicBool::new(false),
             came: AtomicBool::new(false),
             came_at: AtomicU64::new(0),
-            owed: AtomicU64::new(0),
+            owed: Awaited::default(),
             guest_open: AtomicBool::new(false),
-            guest_ran_over: AtomicBool::new(false),
-            guest_ran_over_masked: AtomicBool::new(false),
+            guest: Awaited::default(),
+            guest_masked: Awaited::default(),
             guest_came: AtomicBool::new(false),
             beats: AtomicU64::new(0),
             seen: AtomicU64::new(u64::MAX),
@@ -225,15 +250,15 @@ impl Post {
         }
         self.pause(hardware);
         let overflowed = self.take_counts(hardware, place, now);
-        let guests = self.is_guests();
+        let guests = self.is_guests(|| now);
         self.resume(hardware);
         if overflowed {
             if guests {
-                self.owe(now);
+                self.owed.set(now);
             }
             return Verdict::Served;
         }
-        if guests || self.take_owed(now) || matches!(place, Some(Place::Guest(rip)) if self.attribute(rip)) {
+        if guests || self.owed.take(|| now) || matches!(place, Some(Place::Guest(rip)) if self.attribute(rip)) {
             return Verdict::Late;
         }
         self.strange.store(self.strange.load(Relaxed).wrapping_add(1), Relaxed);
@@ -256,60 +281,41 @@ impl Post {
     #[inline]
     pub(super) fn set_guest_open(&self, open: bool) {
         self.guest_open.store(open, Relaxed);
+        if !open && self.guest.is_set() {
+            self.guest_masked.0.store(self.guest.0.load(Relaxed), Relaxed);
+            self.guest.clear();
+        }
     }
 
-    /// The guest has left with a counter run over that interrupts, or with none run over at all.
-    #[inline]
-    pub(super) fn set_guest_ran_over(&self, ran_over: bool) {
-        self.guest_ran_over.store(ran_over && self.guest_open.load(Relaxed), Relaxed);
-        self.guest_ran_over_masked.store(ran_over && !self.guest_open.load(Relaxed), Relaxed);
+    /// The guest has left, and a counter has run over meanwhile that interrupts.
+    pub(super) fn guest_ran_over(&self, now: Tsc) {
+        if self.guest_open.load(Relaxed) { self.guest.set(now) } else { self.guest_masked.set(now) }
     }
 
     /// Returns whether an NMI is the guest's, and takes down that it has come, where the guest lets it through.
-    fn is_guests(&self) -> bool {
-        if self.take_guest_overflow() {
+    fn is_guests(&self, now: impl Fn() -> Tsc) -> bool {
+        if self.guest.take(&now) {
             self.guest_came.store(true, Relaxed);
             return true;
         }
         // What met the guest's mask is nobody's any more.
-        let masked = self.guest_ran_over_masked.load(Relaxed);
-        self.guest_ran_over_masked.store(false, Relaxed);
-        masked
-    }
-
-    /// Returns whether a counter of the guest's has run over whose interrupt has not come.
-    fn take_guest_overflow(&self) -> bool {
-        let ran_over = self.guest_ran_over.load(Relaxed);
-        self.guest_ran_over.store(false, Relaxed);
-        ran_over
+        self.guest_masked.take(now)
     }
 
     /// Returns whether an interrupt of the guest's has come by the host's route.
     #[inline]
-    pub(super) fn has_guest_pmi(&self) -> bool {
+    pub fn has_guest_pmi(&self) -> bool {
         self.guest_came.load(Relaxed)
     }
 
     /// Returns whether the guest is owed an interrupt: `came` tells whether one has come on its route.
-    pub(super) fn take_guest_pmi(&self, came: bool, now: impl FnOnce() -> Tsc) -> bool {
+    pub(super) fn take_guest_pmi(&self, came: bool, now: impl Fn() -> Tsc) -> bool {
         let by_nmi = self.guest_came.load(Relaxed);
         if by_nmi {
             self.guest_came.store(false, Relaxed);
         }
         // The host's late one took the guest's route, where the guest has none run over.
-        by_nmi || came && (self.take_guest_overflow() || !self.take_owed(now()))
-    }
-
-    /// An overflow of the host's has been served before its NMI came.
-    fn owe(&self, now: Tsc) {
-        self.owed.store(now.0 | 1, Relaxed);
-    }
-
-    /// Returns whether an NMI is owed that may still come, and takes down that it has come.
-    fn take_owed(&self, now: Tsc) -> bool {
-        let since = self.owed.load(Relaxed);
-        self.owed.store(0, Relaxed);
-        since != 0 && now.0.wrapping_sub(since & !1) < LATEST
+        by_nmi || came && (self.guest.take(&now) || !self.owed.take(now))
     }
 
     /// Counts what the counters have counted since they were last looked at, and serves those that have run over. They
@@ -317,23 +323,23 @@ impl Post {
     pub(super) fn settle(&self, hardware: &mut impl PmuHardware, now: Tsc) {
         let came = self.came.swap(false, Relaxed).then(|| Place::Host(self.came_at.load(Relaxed)));
         let overflowed = self.take_counts(hardware, came, now);
-        let guests = came.is_some() && self.is_guests();
+        let guests = came.is_some() && self.is_guests(|| now);
         if overflowed && (guests || came.is_none()) {
-            self.owe(now);
+            self.owed.set(now);
         } else if !overflowed && !guests && came.is_some() {
             // What came was a late one.
-            self.owed.store(0, Relaxed);
+            self.owed.clear();
         }
     }
 
     /// An NMI came while the counters were stopped and before they are started again: nothing has run over since, so it
     /// was a late one.
     #[inline]
-    pub(super) fn forgive(&self) {
+    pub(super) fn forgive(&self, now: impl Fn() -> Tsc) {
         if self.came.load(Relaxed) {
             self.came.store(false, Relaxed);
-            if !self.is_guests() {
-                self.owed.store(0, Relaxed);
+            if !self.is_guests(now) {
+                self.owed.clear();
             }
         }
     }

@@ -3,7 +3,6 @@
 use super::fake::{Fake, INSTRUCTIONS};
 use super::*;
 use crate::hw::{GlobalSwitch, PmiHost, PmiRoute, PmuHardware};
-use crate::pmu::bank::Bank;
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::capability::processors::INTEL;
 use crate::pmu::policy::PmuShare;
@@ -21,7 +20,7 @@ pub(super) fn instructions() -> HostEvent {
 pub(super) struct Rig {
     pub(super) fake: Fake,
     pub(super) host: HostPmu,
-    pub(super) guest: Bank,
+    pub(super) guest: Kept,
     /// Interrupts that the guest was given, and NMIs that nobody knew.
     pub(super) guest_pmis: u32,
     pub(super) handled: u32,
@@ -40,7 +39,7 @@ impl Rig {
         let mut fake = Fake::new(pmu, switch);
         let mut host = HostPmu::new(counters.as_events(), Some(&pmu), guest, switch).expect("enough counters");
         host.start(0, &mut fake.clone(), &mut fake);
-        Self { fake, host, guest: Bank::default(), guest_pmis: 0, handled: 0, strange: 0, executed: [0; 2] }
+        Self { fake, host, guest: Kept::default(), guest_pmis: 0, handled: 0, strange: 0, executed: [0; 2] }
     }
 
     pub(super) fn hardware(&self) -> Fake {
@@ -104,18 +103,19 @@ impl Rig {
 
     /// Counter 0 of the guest's interrupts when it runs over, and holds this.
     pub(super) fn guest_has(&mut self, value: u64) {
-        (self.guest.selectors[0], self.guest.counters[0]) = (ENABLED | EventSelector::INTERRUPT, value);
+        (self.guest.bank.selectors[0], self.guest.bank.counters[0]) = (ENABLED | EventSelector::INTERRUPT, value);
         let mut hardware = self.hardware();
         hardware.set_guest_global_control(1);
         if !self.host.plan().parks_guest() {
-            hardware.write_pmu(PmuRegister::Selector(0), self.guest.selectors[0]);
+            hardware.write_pmu(PmuRegister::Selector(0), self.guest.bank.selectors[0]);
             self.fake.0.borrow_mut().counters[0] = value;
         }
     }
 
     /// The guest's status, in the processor or kept.
     pub(super) fn guest_status(&self, apart: bool) -> u64 {
-        if apart { self.fake.read_pmu(PmuRegister::GlobalStatus) } else { self.guest.global_status }
+        let there = if apart { self.fake.read_pmu(PmuRegister::GlobalStatus) } else { self.guest.bank.global_status };
+        self.guest.overflowed | there
     }
 
     /// The guest's counter 0 begins a period, with no status.
@@ -123,9 +123,9 @@ impl Rig {
         let from = MASK + 1 - period;
         if apart {
             self.fake.0.borrow_mut().counters[0] = from;
-            self.hardware().write_pmu(PmuRegister::StatusReset, 1);
         }
-        (self.guest.counters[0], self.guest.global_status) = (from, 0);
+        self.guest.bank.counters[0] = from;
+        self.guest.overflowed = 0;
     }
 
     pub(super) fn settle(&mut self) {

@@ -1,19 +1,16 @@
 //! The host's counters at entry and exit, in the order of requirement A16, with interrupts off throughout (A21).
 
 use super::events::{Assigned, HostCountersError, HostEvents, Sample};
+use super::parked::Kept;
 use super::plan::Plan;
-use super::post::{LATEST, Place, Post, Verdict};
-use crate::hw::{GlobalSwitch, Host, PmiHost, PmiRoute, PmuHardware};
+use super::post::{Place, Post, Verdict};
+use crate::hw::{GlobalSwitch, Host, PmiRoute, PmuHardware};
 use crate::pmu::bank::{Bank, counter_register, selector_register};
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::policy::PmuShare;
 use crate::pmu::registers::{CounterIndex, EventSelector, PmuRegister};
 use crate::time::Tsc;
 use alloc::vec::Vec;
-
-/// A counter of the guest's that holds less has run over so recently that its interrupt may still be on its way, at eight
-/// events in a tick and [`LATEST`] ticks.
-const RECENT: u64 = 8 * LATEST;
 
 /// The host's counters of one logical processor.
 #[derive(Debug)]
@@ -28,8 +25,8 @@ pub struct HostPmu {
     bank: Bank,
     /// Whether the guest is counted too.
     guest: bool,
-    /// What the guest's counters and status were when it was entered, where they stay in the processor.
-    entered: Bank,
+    /// The bits of the guest's counters in the global registers.
+    guests: u64,
     writes: u64,
 }
 
@@ -56,7 +53,7 @@ impl HostPmu {
             watches: assigned.iter().any(|event| event.watches),
             bank: Bank::default(),
             guest: events.counts_guest(),
-            entered: Bank::default(),
+            guests: guest.map_or(0, |share| ((1 << (share.counters & 63)) - 1) | u64::from(share.fixed) << 32),
             writes: 0,
             events: assigned,
         })
@@ -72,12 +69,13 @@ impl HostPmu {
         self.post
     }
 
-    /// Takes the guest's registers out of the processor, before [`start`](Self::start), where it does not share them with
-    /// the host.
-    pub fn adopt(&mut self, guest: &mut Bank, hardware: &mut impl PmuHardware) {
-        if self.plan.parks_guest() {
-            self.bank = Bank::default();
-            self.save(guest, true, hardware);
+    /// Takes what is to be kept of the guest's registers out of the processor, before [`start`](Self::start).
+    pub fn adopt(&mut self, guest: &mut Kept, hardware: &mut impl PmuHardware) {
+        self.bank = Bank::default();
+        match self.plan {
+            Plan::Switch => _ = self.save(guest, true, hardware),
+            Plan::PartitionRouted => _ = self.take_overflows(guest, hardware),
+            Plan::Processor | Plan::Stop | Plan::Partition => {}
         }
     }
 
@@ -86,7 +84,7 @@ impl HostPmu {
         self.stop(hardware, host.now());
         self.post.tell(self.on_sample);
         host.route_pmi(PmiRoute::Masked);
-        self.post.forgive();
+        self.post.forgive(|| host.now());
         let mut fixed = 0;
         for event in &self.events {
             match event.counter {
@@ -107,7 +105,7 @@ impl HostPmu {
 
     /// Starts the events on a processor in whose registers nothing counts. What the mechanism arranges for the guest has
     /// been arranged.
-    pub fn start(&mut self, processor: usize, hardware: &mut impl PmuHardware, host: &mut impl PmiHost) {
+    pub fn start(&mut self, processor: usize, hardware: &mut impl PmuHardware, host: &mut impl Host) {
         self.post.set_processor(processor);
         for (number, event) in self.events.iter().enumerate() {
             // Where it was when it ended, or at the beginning.
@@ -138,7 +136,7 @@ impl HostPmu {
         if self.plan != Plan::Partition {
             host.route_pmi(PmiRoute::Host);
         }
-        self.resume(hardware);
+        self.resume(hardware, host);
     }
 
     /// What the registers hold while the events are stopped: without IA32_PERF_GLOBAL_CTRL the selectors stop them.
@@ -171,8 +169,8 @@ impl HostPmu {
         self.post.settle(hardware, now);
     }
 
-    fn resume(&mut self, hardware: &mut impl PmuHardware) {
-        self.post.forgive();
+    fn resume(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
+        self.post.forgive(|| host.now());
         self.post.set_running(true);
         self.enable(true, hardware);
     }
@@ -180,7 +178,7 @@ impl HostPmu {
     /// Before each entry: the host's events stop, the interrupt is routed as `route` says, and `guest` is put into the
     /// registers. With no guest that has a PMU, `guest` and `route` have no meaning.
     #[inline]
-    pub fn on_entry(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host, guest: &Bank, route: PmiRoute) {
+    pub fn on_entry(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host, guest: &Kept, route: PmiRoute) {
         if self.post.has_samples() {
             self.post.tell(self.on_sample);
         }
@@ -194,13 +192,12 @@ impl HostPmu {
                 self.stop(hardware, host.now());
                 self.post.set_guest_open(route == PmiRoute::Guest);
                 host.route_pmi(route);
-                self.remember(hardware);
             }
             Plan::Switch => {
                 self.stop(hardware, host.now());
                 self.post.set_guest_open(route == PmiRoute::Guest);
                 host.route_pmi(route);
-                self.restore(guest, hardware);
+                self.restore(&guest.bank, hardware);
             }
         }
     }
@@ -234,27 +231,37 @@ impl HostPmu {
     pub fn on_exit(
         &mut self,
         hardware: &mut impl PmuHardware,
-        host: &mut impl PmiHost,
-        guest: &mut Bank,
+        host: &mut impl Host,
+        guest: &mut Kept,
         selectors: bool,
     ) {
         match self.plan {
             Plan::Processor | Plan::Partition => {}
-            Plan::Stop => self.resume(hardware),
+            Plan::Stop => self.resume(hardware, host),
             Plan::PartitionRouted => {
-                self.compare(hardware);
+                let overflowed = self.take_overflows(guest, hardware);
+                if overflowed != 0 {
+                    let mut bank = Bank::default();
+                    bank.take_selectors(&self.pmu, hardware);
+                    self.tell(overflowed & bank.interrupting(), host);
+                }
                 host.route_pmi(PmiRoute::Host);
-                self.resume(hardware);
+                self.resume(hardware, host);
             }
             Plan::Switch => {
-                self.save(guest, selectors, hardware);
+                let overflowed = self.save(guest, selectors, hardware);
+                if overflowed != 0 {
+                    self.tell(overflowed & guest.bank.interrupting(), host);
+                }
                 host.route_pmi(PmiRoute::Host);
-                self.resume(hardware);
+                self.resume(hardware, host);
             }
         }
     }
 
-    fn save(&mut self, guest: &mut Bank, selectors: bool, hardware: &mut impl PmuHardware) {
+    /// Returns the status bits of the guest's counters that have run over since it was entered.
+    fn save(&mut self, kept: &mut Kept, selectors: bool, hardware: &mut impl PmuHardware) -> u64 {
+        let guest = &mut kept.bank;
         if self.software_control(hardware) {
             guest.global_control = hardware.read_pmu(PmuRegister::GlobalControl);
             hardware.write_pmu(PmuRegister::GlobalControl, 0);
@@ -262,47 +269,32 @@ impl HostPmu {
         if selectors {
             guest.take_selectors(&self.pmu, hardware);
         }
-        let before = *guest;
         guest.take_counts(&self.pmu, hardware);
-        self.tell_ran_over(guest, &before);
         // What is the host's now overwrites what was the guest's, and what neither needs becomes 0 (A20).
         self.writes += u64::from(self.quiet().put(&self.pmu, guest, hardware));
+        let overflowed = kept.take_overflows(kept.bank.global_status);
+        kept.bank.global_status &= !overflowed;
+        overflowed
     }
 
-    /// The guest's status in the processor, which it shares with the host.
-    fn guest_status(&self, hardware: &impl PmuHardware) -> u64 {
+    /// As above, where the counters stay in the processor.
+    #[inline]
+    fn take_overflows(&self, kept: &mut Kept, hardware: &mut impl PmuHardware) -> u64 {
         if !self.pmu.has_global_control() {
             return 0;
         }
-        hardware.read_pmu(PmuRegister::GlobalStatus) & !self.post.control()
-    }
-
-    /// Keeps what the guest's counters are before a stay, where one of them stands run over: it shows by nothing else if
-    /// it runs over again.
-    #[inline]
-    fn remember(&mut self, hardware: &impl PmuHardware) {
-        self.entered.global_status = self.guest_status(hardware);
-        if self.entered.global_status != 0 {
-            self.entered.take_counts(&self.pmu, hardware);
+        let overflowed = kept.take_overflows(hardware.read_pmu(PmuRegister::GlobalStatus) & self.guests);
+        if overflowed != 0 {
+            hardware.write_pmu(PmuRegister::StatusReset, overflowed);
         }
+        overflowed
     }
 
-    /// Compares the guest's counters after a stay.
-    #[inline]
-    fn compare(&mut self, hardware: &impl PmuHardware) {
-        let mut guest = Bank { global_status: self.guest_status(hardware), ..Bank::default() };
-        if guest.global_status != 0 {
-            guest.take_selectors(&self.pmu, hardware);
-            guest.take_counts(&self.pmu, hardware);
-        }
-        self.tell_ran_over(&guest, &self.entered);
-    }
-
-    fn tell_ran_over(&self, guest: &Bank, before: &Bank) {
-        if guest.global_status == 0 {
-            self.post.set_guest_ran_over(false);
-        } else if guest.ran_over(before, RECENT) & guest.interrupting() != 0 {
-            self.post.set_guest_ran_over(true);
+    /// Counters of the guest's have run over in its stay, these with an interrupt.
+    #[cold]
+    fn tell(&self, interrupting: u64, host: &impl Host) {
+        if interrupting != 0 {
+            self.post.guest_ran_over(host.now());
         }
     }
 
@@ -334,7 +326,7 @@ impl HostPmu {
     /// Brings the account up to date, at any time between exit and entry.
     pub fn settle(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
         self.stop(hardware, host.now());
-        self.resume(hardware);
+        self.resume(hardware, host);
         self.post.tell(self.on_sample);
     }
 

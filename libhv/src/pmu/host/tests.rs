@@ -31,9 +31,9 @@ fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
         let mut rig = Rig::new(&HostCounters::new().count(instructions()), pmu, Some(&whole(&pmu)), switch);
         assert_eq!(rig.host.plan(), Plan::Switch);
         for n in 0..usize::from(pmu.counters) {
-            (rig.guest.selectors[n], rig.guest.counters[n]) = (guests(&pmu, ENABLED), 1000 * n as u64);
+            (rig.guest.bank.selectors[n], rig.guest.bank.counters[n]) = (guests(&pmu, ENABLED), 1000 * n as u64);
         }
-        rig.guest.global_control = pmu.counter_bits();
+        rig.guest.bank.global_control = pmu.counter_bits();
         rig.hardware().set_guest_global_control(pmu.counter_bits());
         for round in 0..100 {
             rig.host_runs(3 + round % 5);
@@ -42,7 +42,7 @@ fn host_and_guest_count_their_own_instructions_in_the_same_counters() {
         rig.settle();
         assert_eq!(rig.host.post().value(0), rig.executed[0]);
         for n in 0..u64::from(pmu.counters) {
-            assert_eq!(rig.guest.counters[n as usize], 1000 * n + rig.executed[1]);
+            assert_eq!(rig.guest.bank.counters[n as usize], 1000 * n + rig.executed[1]);
         }
     }
 }
@@ -57,8 +57,8 @@ fn an_nmi_while_the_counters_are_stopped_is_the_guests_that_has_run_over() {
         let mut rig = Rig::new(&counters, pmu, Some(&whole(&pmu)), GlobalSwitch::Hardware);
         // The test brings the interrupt itself.
         rig.fake.0.borrow_mut().skid = u64::MAX / 2;
-        rig.guest.selectors[0] = ENABLED | EventSelector::INTERRUPT;
-        rig.guest.counters[0] = MASK;
+        rig.guest.bank.selectors[0] = ENABLED | EventSelector::INTERRUPT;
+        rig.guest.bank.counters[0] = MASK;
         rig.hardware().set_guest_global_control(1);
         let (mut hardware, post) = (rig.hardware(), rig.host.post());
         let come = |rig: &Rig| post.nmi(Some(Place::Host(7)), crate::hw::Host::now(&rig.fake), &mut rig.hardware());
@@ -70,7 +70,7 @@ fn an_nmi_while_the_counters_are_stopped_is_the_guests_that_has_run_over() {
             assert_eq!(come(&rig), Verdict::Noted);
         }
         rig.host.on_exit(&mut hardware, &mut rig.fake, &mut rig.guest, true);
-        assert_eq!(rig.guest.global_status, 1);
+        assert_eq!(rig.guest.overflowed, 1);
         if place == 1 {
             post.set_running(false);
             assert_eq!(come(&rig), Verdict::Noted);
@@ -93,8 +93,13 @@ fn an_nmi_while_the_counters_are_stopped_is_the_guests_that_has_run_over() {
 fn a_status_bit_that_software_has_set_is_no_overflow() {
     for apart in [true, false] {
         let mut rig = sampled(apart, 100);
-        rig.guest_has(1 << 40);
-        rig.guest_stays(|fake| fake.0.borrow_mut().status |= 1);
+        rig.guest_has(5);
+        rig.guest_stays(|_| {});
+        let (kept, hardware) = (&mut rig.guest, &mut rig.fake.clone());
+        let mut guests = Parked { kept, whole: !apart, hardware };
+        guests.write_pmu(PmuRegister::StatusSet, 1);
+        assert_eq!(guests.read_pmu(PmuRegister::GlobalStatus), 1);
+        rig.guest_stays(|fake| assert_eq!(fake.read_pmu(PmuRegister::GlobalStatus), 0));
         rig.host_runs(150);
         rig.take_pmi();
         assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (0, 1, 0), "apart: {apart}");
@@ -132,14 +137,14 @@ fn nothing_of_the_guest_is_in_the_processor_while_the_host_runs() {
     let pmu = INTEL;
     let mut rig =
         Rig::new(&HostCounters::new().count(HostEvent::Cycles), pmu, Some(&whole(&pmu)), GlobalSwitch::Hardware);
-    rig.guest = Bank {
+    rig.guest.bank = Bank {
         counters: [77; 8],
         selectors: [ENABLED; 8],
         fixed: [99, 99, 99, 99, 0, 0, 0, 0],
         fixed_control: 0xBBBB,
-        global_status: 1 << 5 | 1 << 33,
         ..Bank::default()
     };
+    rig.guest.overflowed = 1 << 5 | 1 << 33;
     let before = rig.guest;
     rig.guest_runs(5);
     assert_eq!(rig.guest, before, "IA32_PERF_GLOBAL_CTRL was 0");
@@ -158,17 +163,17 @@ fn nothing_of_the_guest_is_in_the_processor_while_the_host_runs() {
 fn a_status_that_the_guest_has_not_cleared_comes_back_without_an_interrupt() {
     for (pmu, switch) in machines().into_iter().take(2) {
         let mut rig = Rig::new(&HostCounters::new().count(instructions()), pmu, Some(&whole(&pmu)), switch);
-        rig.guest.selectors[3] = guests(&pmu, ENABLED | EventSelector::INTERRUPT);
-        rig.guest.counters[3] = MASK - 1;
-        rig.guest.global_control = 1 << 3;
+        rig.guest.bank.selectors[3] = guests(&pmu, ENABLED | EventSelector::INTERRUPT);
+        rig.guest.bank.counters[3] = MASK - 1;
+        rig.guest.bank.global_control = 1 << 3;
         rig.hardware().set_guest_global_control(1 << 3);
         rig.guest_runs(4);
-        assert_eq!((rig.guest_pmis, rig.guest.global_status), (1, 1 << 3));
+        assert_eq!((rig.guest_pmis, rig.guest.overflowed), (1, 1 << 3));
         for _ in 0..10 {
             rig.host_runs(3);
             rig.guest_runs(3);
         }
-        assert_eq!((rig.guest_pmis, rig.guest.global_status, rig.strange), (1, 1 << 3, 0));
+        assert_eq!((rig.guest_pmis, rig.guest.overflowed, rig.strange), (1, 1 << 3, 0));
     }
 }
 
@@ -179,7 +184,7 @@ fn a_counter_of_the_hosts_that_has_wrapped_shows_in_no_status_of_the_guest() {
         rig.fake.0.borrow_mut().counters[usize::from(pmu.counters) - 1] = MASK - 2;
         rig.host_runs(5);
         rig.guest_runs(5);
-        assert_eq!(rig.guest.global_status, 0);
+        assert_eq!(rig.guest.overflowed, 0);
     }
 }
 
@@ -371,8 +376,8 @@ proptest! {
         if apart {
             rig.hardware().write_pmu(PmuRegister::Selector(0), selector);
         }
-        rig.guest.selectors[0] = selector;
-        rig.guest.global_control = 1;
+        rig.guest.bank.selectors[0] = selector;
+        rig.guest.bank.global_control = 1;
         rig.hardware().set_guest_global_control(1);
         rig.guest_rearms(apart, guest_period);
         for (host, guest) in stays {

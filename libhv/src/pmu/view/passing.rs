@@ -55,10 +55,9 @@ impl PmuView {
             PmuRegister::Counter(_) | PmuRegister::FullCounter(_) | PmuRegister::Fixed(_) => all,
             PmuRegister::Selector(_) | PmuRegister::CoreSelector(_) => selectors,
             PmuRegister::FixedControl => when(self.guest.fixed == self.host.fixed, selectors),
-            PmuRegister::GlobalControl | PmuRegister::StatusReset | PmuRegister::StatusSet => {
-                when(self.matches_hardware(), all)
-            }
-            PmuRegister::GlobalStatus => when(self.matches_hardware(), Passed { read: true, write: false }),
+            PmuRegister::GlobalControl => when(self.matches_hardware(), all),
+            PmuRegister::StatusReset | PmuRegister::StatusSet => when(self.passes_status(), all),
+            PmuRegister::GlobalStatus => when(self.passes_status(), Passed { read: true, write: false }),
             PmuRegister::InUse => {
                 let read = self.matches_hardware() && selectors.read;
                 Passed { read, write: false }

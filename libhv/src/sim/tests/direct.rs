@@ -252,9 +252,7 @@ fn an_nmi_that_waits_is_not_lost_when_the_guest_gives_its_entry_a_vector() {
 fn a_late_nmi_wakes_a_guest_that_halts() {
     let [intel, _] = both();
     for (to_go, skid) in (1..=10).flat_map(|to_go| (0..60).map(move |skid| (to_go, skid))) {
-        let mut program = Program::at(0x1000);
-        program.ops(&[Op::Mov(Gpr::Rsp, STACK)]).wrmsr(0x1B, 0xFEE0_0D00);
-        Mode::X2Apic.write(&mut program, SPURIOUS, 0x1FF);
+        let mut program = Mode::X2Apic.begin();
         Mode::X2Apic.write(&mut program, LVTPC, NMI);
         program.wrmsr(intel.selector, INSTRUCTIONS | INT).wrmsr(intel.control, 1);
         program.wrmsr(intel.counter, (1 << 48) - to_go).ops(&[Op::Nop; 8]).ops(&[Op::Hlt]);

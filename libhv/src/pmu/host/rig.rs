@@ -93,8 +93,12 @@ impl Rig {
 
     /// A stay with LVTPC open, in which the guest does this.
     pub(super) fn guest_stays(&mut self, does: impl FnOnce(&Fake)) {
+        self.guest_stays_with(PmiRoute::Guest, does);
+    }
+
+    pub(super) fn guest_stays_with(&mut self, route: PmiRoute, does: impl FnOnce(&Fake)) {
         let mut hardware = self.hardware();
-        self.host.on_entry(&mut hardware, &mut self.fake, &self.guest, PmiRoute::Guest);
+        self.host.on_entry(&mut hardware, &mut self.fake, &self.guest, route);
         self.fake.enter();
         does(&self.fake);
         self.fake.leave();

@@ -103,7 +103,36 @@ fn a_status_bit_that_software_has_set_is_no_overflow() {
         rig.host_runs(150);
         rig.take_pmi();
         assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (0, 1, 0), "apart: {apart}");
+        let mut guests = Parked { kept: &mut rig.guest, whole: !apart, hardware: &mut rig.fake.clone() };
+        guests.write_pmu(PmuRegister::StatusReset, 1);
+        assert_eq!(guests.read_pmu(PmuRegister::GlobalStatus), 0);
     }
+}
+
+/// T-A12: what comes after a masked entry, or does not come, is nobody's.
+#[test]
+fn an_interrupt_that_the_guest_masks_on_its_way_or_that_does_not_come_is_not_told() {
+    for (apart, masks) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut rig = sampled(apart, 20_000);
+        rig.fake.0.borrow_mut().skid = if masks { 3 } else { u64::MAX / 2 };
+        rig.guest_has(MASK);
+        rig.guest_stays(|fake| fake.run(1));
+        if masks {
+            rig.guest_stays_with(PmiRoute::Masked, |_| {});
+        }
+        rig.host_runs(10);
+        rig.fake.0.borrow_mut().skid = 0;
+        rig.host_runs(20_000);
+        rig.take_pmi();
+        assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (0, 1, 0), "{apart}, {masks}");
+    }
+}
+
+#[test]
+fn a_status_bit_of_a_counter_that_is_nobodys_stays() {
+    let mut rig = sampled(true, 1000);
+    rig.guest_stays(|fake| fake.0.borrow_mut().status = 1 << 6 | 1 << 5);
+    assert_eq!((rig.fake.read_pmu(PmuRegister::GlobalStatus), rig.guest.overflowed), (1 << 6, 1 << 5));
 }
 
 /// A23, T-A12: nothing new shows in the status, and the interrupt is so late that it takes the host's route.

@@ -50,9 +50,6 @@ impl Event {
     pub(super) fn counter(&self) -> Option<CounterId> {
         self.counter
     }
-    pub(super) fn period(&self) -> u64 {
-        self.request.period
-    }
     pub(super) fn result(&self) -> Gpa {
         self.request.result
     }

@@ -202,3 +202,83 @@ impl<B: PmuHardware> CounterSource for AtHand<'_, B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Gpa;
+    use crate::exit::Width;
+    use crate::memory::GuestMemory;
+    use crate::pmu::mechanism::rig::{ONE, Rig};
+    use crate::pmu::paravirt::abi::{Operation, ResultBlock};
+    use crate::pmu::paravirt::request::{Counted, Request};
+    use crate::pmu::paravirt::{Call, Paravirt, Paravirtual};
+    use crate::sim::pmu::intel;
+    use crate::trace::Trace;
+
+    const COUNTER: u32 = 0x4C1;
+    const CONTROL: u32 = 0x38F;
+
+    /// B3, B8: without a period nobody is told of anything, and the count goes on beyond the bits of the counter.
+    #[test]
+    fn an_event_without_a_period_counts_on_when_its_counter_has_run_over() {
+        for period in [0, 1 << 60] {
+            let mut rig = Rig::intel(intel::Config::default());
+            let decided = Lender::decide::<Paravirtual<()>>(Some(&rig.capability), &rig.registers);
+            let (mut lender, mut paravirt, trace) = (decided.expect("counters"), Paravirt::new(), Trace::new(0));
+            let mut memory = GuestMemory::for_tests(0x2000);
+            let counted = Counted::Hardware(HardwareEvent::new(0xC0 | 0b11 << 16).expect("a legal selector"));
+            let request = Request { id: 0, counted, period, notify: false, result: Gpa::new(0x1000) };
+            memory.write(Gpa::new(0), &request.encode().to_bytes()).expect("memory");
+            memory.write_number(request.result, Width::Qword, 1 | 32 << 32).expect("memory");
+            macro_rules! source {
+                () => {
+                    &mut AtHand { lender: Some(&mut lender), own: false, hardware: &mut rig.registers }
+                };
+            }
+            for operation in [Operation::Open, Operation::Enable] {
+                let call = Call { operation, id: 0, address: Gpa::new(0) };
+                assert_eq!(paravirt.hypercall(call, &mut memory, &trace, source!()), Ok(()));
+            }
+            let mut happened = 0;
+            for _ in 0..3 {
+                // All that there is until it runs over, and one more.
+                let before = rig.registers.pmu.host_read_counter(0);
+                rig.registers.pmu.host_write(COUNTER, (1 << 48) - 1);
+                let control = rig.registers.guest_global_control();
+                rig.registers.pmu.host_write(CONTROL, control);
+                assert!(rig.registers.pmu.step(3, true, &ONE), "it interrupts");
+                rig.registers.pmu.host_write(CONTROL, 0);
+                happened += (1 << 48) - before;
+                rig.host.arrived = true;
+                if lender.hear(&mut rig.registers, &mut rig.host) {
+                    paravirt.look(&trace, source!());
+                }
+            }
+            let call = Call { operation: Operation::Disable, id: 0, address: Gpa::new(0) };
+            assert_eq!(paravirt.hypercall(call, &mut memory, &trace, source!()), Ok(()));
+            assert!(!lender.counts() && lender.lends(), "an exit costs no more than before");
+            let mut bytes = [0; ResultBlock::LENGTH as usize];
+            memory.read(request.result, &mut bytes).expect("memory");
+            assert_eq!(ResultBlock::from_bytes(&bytes).count, happened, "period {period}");
+        }
+    }
+
+    #[test]
+    fn a_counter_that_is_lent_again_begins_at_0() {
+        let mut rig = Rig::intel(intel::Config::default());
+        let decided = Lender::decide::<Paravirtual<()>>(Some(&rig.capability), &rig.registers);
+        let mut lender = decided.expect("counters");
+        let mut source = AtHand { lender: Some(&mut lender), own: false, hardware: &mut rig.registers };
+        for _ in 0..2 {
+            let event = HardwareEvent::new(0xC0).expect("a legal selector");
+            let counter = source.open(event).expect("all are free");
+            assert_eq!((counter, source.read(counter)), (CounterId(0), 0));
+            source.start(counter, 0);
+            source.hardware.pmu.host_write(COUNTER, 7);
+            assert_eq!(source.read(counter), FARTHEST + 7);
+            source.stop(counter);
+            source.close(counter);
+        }
+    }
+}

@@ -165,9 +165,8 @@ impl Paravirt {
     /// Looks at the counters of `source`, one of which may have counted what it was watched for.
     pub fn look(&mut self, trace: &Trace, source: &mut impl CounterSource) {
         for id in 0..self.events.len() {
-            let Some(mut event) = self.events[id].filter(|event| event.is_enabled() && event.period() != 0) else {
-                continue;
-            };
+            let Some(mut event) = self.events[id].filter(Event::is_enabled) else { continue };
+            // One without a period is looked at too: its counter has run over, and is to go on from where it can.
             let Some(counter) = event.counter() else { continue };
             event.settle(self.total(&event, trace, source));
             if event.find_overflows() != 0 {

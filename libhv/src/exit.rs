@@ -175,7 +175,7 @@ pub enum Exit {
     /// The guest has written a register of the local APIC in the page that the processor serves; the instruction has been
     /// executed (SDM Vol. 3C "APIC-Write VM Exits"). To complete it and to retry are the same.
     ApicWrite {
-        /// The offset in the page, below 4096.
+        /// The register's offset in the page, a multiple of 16 below 4096, whatever part of it was written.
         offset: u16,
     },
     /// The guest has lowered its task priority below the class that was asked for; the instruction has been executed (SDM

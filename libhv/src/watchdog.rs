@@ -189,6 +189,22 @@ mod tests {
         }
     }
 
+    /// A27: a look tells of one; the other is told of by the next.
+    #[test]
+    fn of_two_that_stop_both_are_barked_at() {
+        let mut buddies = buddies(2);
+        let barks = (1..=12).filter_map(|tick| buddies.look(Tsc(tick * TICK), 0, 7, |_| Some(1)));
+        assert_eq!(barks.map(|bark| bark.processor).collect::<std::vec::Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn the_time_of_a_rest_does_not_count() {
+        let mut buddies = buddies(1);
+        let mut barks = |tick| buddies.look(Tsc(tick * TICK), 0, 7, |_| (tick != 3).then_some(1)).is_some();
+        // It is seen at tick 4 for the first time since.
+        assert_eq!((1..=20).find(|tick| barks(*tick)), Some(14));
+    }
+
     /// Otherwise a virtual machine that was stopped for a while would find its hypervisor stuck.
     #[test]
     fn time_without_ticks_is_no_lack_of_progress() {

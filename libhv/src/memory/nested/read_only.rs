@@ -176,6 +176,13 @@ mod tests {
         assert_eq!(tables.set_read_only(Some(Gpa::new(0x5000))), None);
         assert_eq!(tables.translate(small).map(|page| page.access), Some(Access::READ_EXECUTE));
         assert_eq!(tables.translate(Gpa::new(0x5000)).map(|page| page.level), Some(Level::Size2M));
+        // One where two are needed is left alone, too.
+        let mut tables = self::tables::<EptEntry>(Level::Size1G);
+        (tables.spare, tables.read_only) = (Spare::default(), None);
+        assert!(tables.spare.fill(&mut HeapFrames, 1));
+        assert_eq!(tables.set_read_only(Some(Gpa::new(0x5000))), None);
+        let level = tables.translate(Gpa::new(0x5000)).map(|page| page.level);
+        assert_eq!((level, tables.spare.count()), (Some(Level::Size1G), 1));
     }
 
     /// What somebody else has done to the large page meanwhile stays.
@@ -188,5 +195,13 @@ mod tests {
         assert!(tables.set_read_only(None).is_some());
         assert_eq!(tables.translate(other).map(|page| page.access), Some(Access::READ));
         assert_eq!(tables.translate(Gpa::new(0x5000)).map(|page| page.access), Some(Access::ALL));
+        // A device in the middle of memory.
+        let mut tables = self::tables::<NptEntry>(Level::Size2M);
+        assert!(tables.set_read_only(Some(Gpa::new(0x5000))).is_some());
+        let device = GuestFrames::for_tests(PhysAddr::new((5 << 30) + 0x9000), PAGE_SIZE);
+        let _flush = tables.unmap(&mut HeapFrames, other, PAGE_SIZE).expect("frames");
+        let _flush = tables.map(&mut HeapFrames, other, device, Access::ALL, MemoryType::Uncached).expect("frames");
+        assert!(tables.set_read_only(None).is_some());
+        assert_eq!(tables.translate(other).map(|page| page.memory_type), Some(MemoryType::Uncached));
     }
 }

@@ -233,6 +233,45 @@ mod tests {
         assert_eq!(guest.mechanism.take_any(&mut rig.host), Came::Nothing);
     }
 
+    /// A26, T-A12: what waits beside the interrupt is seen to where all of it is.
+    #[test]
+    fn an_entry_is_armed_again_at_once_where_nothing_else_waits() {
+        const NOTHING: Pending = Pending { late: false, unseen: false, nmi: false };
+        let (mut rig, mut guest, _) = two();
+        rig.resume(&mut guest);
+        assert!(!guest.mechanism.arm_again(&mut rig.host), "nothing has come");
+        for pending in [
+            Pending { late: true, ..NOTHING },
+            Pending { unseen: true, ..NOTHING },
+            Pending { nmi: true, ..NOTHING },
+            NOTHING,
+        ] {
+            overflow(&mut rig, &mut guest);
+            guest.mechanism.owe(pending);
+            assert_eq!(guest.mechanism.arm_again(&mut rig.host), pending == NOTHING, "{pending:?}");
+            while guest.mechanism.take_any(&mut rig.host) != Came::Nothing {}
+            rig.mirror(&mut guest, true);
+        }
+        assert_eq!(guest.mechanism.counts().interrupts, 1, "those told of are counted by who is told");
+    }
+
+    /// A26: on a processor where the hypervisor cannot have a counter run over.
+    #[test]
+    fn an_entry_is_not_armed_again_at_once_while_a_counter_is_owed() {
+        let mut rig = Rig::intel(intel::Config { version: 3, ..intel::Config::default() });
+        let mut guest = rig.guest(Passthrough::new().direct_interrupts());
+        rig.resume(&mut guest);
+        for (msr, value) in [(0x186, 0xC0 | 3 << 16 | 1 << 20 | EventSelector::ENABLE), (0x4C1, (1 << 48) - 1)] {
+            rig.wrmsr(&mut guest, msr, value).expect("legal");
+        }
+        (0..3).for_each(|_| rig.exit(&mut guest, 3, false));
+        rig.step(&mut guest, 3, &ONE);
+        assert!(!guest.mechanism.arm_again(&mut rig.host));
+        assert_eq!(guest.mechanism.take_any(&mut rig.host), Came::ToGuest);
+        guest.mechanism.settle(&mut rig.registers);
+        assert_eq!(rig.rdpmc(&mut guest, 0), Ok(3));
+    }
+
     /// An entry that delivers once is told of once, and again after it has been routed again.
     #[test]
     fn each_delivery_is_told_of_once() {

@@ -116,7 +116,9 @@ mod tests {
         twin.mechanism.restore(&state, &mut there.registers, &mut there.host).expect("legal");
         there.enter(&mut twin);
         (0..3).for_each(|_| there.step(&mut twin, 3, &ONE));
-        assert_eq!(there.rdpmc(&mut twin, 0), Ok(8));
+        // What the hypervisor executes counts there, too.
+        (0..2).for_each(|_| there.exit(&mut twin, 3, false));
+        assert_eq!(there.rdpmc(&mut twin, 0), Ok(10));
         assert_eq!(there.rdmsr(&mut twin, selector), Ok(INSTRUCTIONS | EventSelector::INTERRUPT));
         assert_eq!(there.rdmsr(&mut twin, control), Ok(1));
     }
@@ -143,6 +145,40 @@ mod tests {
         assert_eq!(guest.mechanism.save(&rig.registers, &mut rig.host), Some(good));
     }
 
+    /// A29, T-A13: an interrupt that its local APIC had not heard of is heard of once by the one that goes on.
+    #[test]
+    fn an_interrupt_that_was_pending_comes_once_where_the_guest_goes_on() {
+        for pending in [false, true] {
+            let mut rig = Rig::intel(intel::Config::default());
+            let mut guest = rig.guest(Passthrough::new());
+            rig.resume(&mut guest);
+            let mut state = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+            state.pending = pending;
+            guest.mechanism.restore(&state, &mut rig.registers, &mut rig.host).expect("legal");
+            assert_eq!(guest.mechanism.save(&rig.registers, &mut rig.host), Some(state));
+            for _ in 0..2 {
+                rig.enter(&mut guest);
+                assert_eq!(guest.interrupts, u64::from(pending));
+            }
+        }
+    }
+
+    /// A29: of a guest that has had to leave the processor nothing comes back but what it was restored to.
+    #[test]
+    fn a_guest_that_is_restored_while_another_has_the_processor_finds_the_snapshot() {
+        let mut rig = Rig::intel(intel::Config::default());
+        let (mut guest, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
+        rig.resume(&mut guest);
+        let before = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+        rig.wrmsr(&mut guest, 0x4C1, 7).expect("legal");
+        rig.pause(&mut guest);
+        rig.resume(&mut other);
+        guest.mechanism.restore(&before, &mut rig.registers, &mut rig.host).expect("its own");
+        rig.pause(&mut other);
+        rig.resume(&mut guest);
+        assert_eq!(guest.mechanism.save(&rig.registers, &mut rig.host), Some(before));
+    }
+
     /// The filter sees a snapshot as it sees a guest.
     #[test]
     fn a_denied_event_does_not_come_in_by_a_snapshot() {
@@ -156,5 +192,14 @@ mod tests {
         rig.enter(&mut guest);
         assert_eq!(rig.rdmsr(&mut guest, 0x186), Ok(denied));
         assert_eq!(rig.registers.pmu.host_read(0x186) & EventSelector::ENABLE, 0);
+        // Of the fixed-function counters only the first is permitted.
+        let mut guest = rig.guest(Filtered::new(&EventFilter::allow(&[]).fixed(0b1)).expect("legal"));
+        rig.resume(&mut guest);
+        let mut state = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+        state.registers.fixed_control = 0xBBB;
+        guest.mechanism.restore(&state, &mut rig.registers, &mut rig.host).expect("a guest could write it");
+        rig.enter(&mut guest);
+        assert_eq!(rig.rdmsr(&mut guest, 0x38D), Ok(0xBBB));
+        assert_eq!(rig.registers.pmu.host_read(0x38D), 0xB);
     }
 }

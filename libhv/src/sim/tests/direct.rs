@@ -1,7 +1,7 @@
 //! Interrupts of the counters that reach the guest without an exit, on the simulated processor.
 
 use super::harness::{DEBUG_EXIT, LVTPC, Mode, SPURIOUS};
-use super::pmu::{INSTRUCTIONS, INT, PMI, Ran, Registers, both, run, run_on, sampled};
+use super::pmu::{INSTRUCTIONS, INT, PMI, Ran, Registers, before_version_4, both, run, run_on, sampled};
 use super::*;
 use crate::exit::Resolution;
 use crate::memory::nested::Access;
@@ -114,6 +114,26 @@ fn the_guest_reads_the_mask_that_the_delivery_has_set() {
     assert_eq!(ran.counts.interrupts, 1);
 }
 
+/// A26: what a counter is owed, on a processor where the hypervisor cannot have it run over, is paid when the guest hears
+/// of its interrupt, and not by the next instruction that counts.
+#[test]
+fn a_counter_is_paid_what_it_is_owed_when_its_interrupt_is_heard_of() {
+    let old = before_version_4();
+    for to_go in 6..16 {
+        let mut program = Mode::X2Apic.begin();
+        Mode::X2Apic.write(&mut program, LVTPC, NMI);
+        program.wrmsr(old.selector, INSTRUCTIONS | INT).wrmsr(old.counter, (1 << 48) - to_go).wrmsr(old.control, 1);
+        program.ops(&[Op::Cpuid; 4]).ops(&[Op::Nop; 12]).ops(&[Op::Hlt]);
+        // Nothing counts any more when the entry is read.
+        program.handler(2).wrmsr(old.control, 0).rdmsr(0x800 + LVTPC).rdpmc(0);
+        program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
+        let by_exits = run(Passthrough::new(), old, 0, &program);
+        let direct = run(Passthrough::new().direct_interrupts(), old, 0, &program);
+        assert_eq!(direct.value, by_exits.value, "{to_go} to go");
+        assert_eq!((direct.counts.interrupts, direct.counts.credited), (1, 4), "{to_go} to go");
+    }
+}
+
 /// What a guest does, and the handlers of its interrupts: anything that has to do with them.
 #[derive(Clone, Copy, Debug)]
 enum Act {
@@ -131,7 +151,11 @@ enum Act {
     Counter(u8),
     /// Disabled by software, which masks all entries, and enabled again.
     Apic,
+    /// Disabled in its base register, and enabled again.
+    Off,
     Freeze(bool),
+    /// In a handler of NMIs it is for good: the guest's run ends, and it is run again.
+    Halt,
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -146,6 +170,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => any::<bool>().prop_map(Act::Flag),
         4 => (1u8..25).prop_map(Act::Counter),
         1 => Just(Act::Apic),
+        1 => Just(Act::Off),
         1 => any::<bool>().prop_map(Act::Freeze),
     ]
 }
@@ -167,6 +192,14 @@ fn add(program: &mut Program, mode: Mode, registers: Registers, acts: &[Act]) {
                 mode.write(program, SPURIOUS, 0xFF);
                 mode.write(program, SPURIOUS, 0x1FF);
             }
+            Act::Off => {
+                program.wrmsr(0x1B, 0xFEE0_0100).wrmsr(0x1B, 0xFEE0_0900);
+                if mode == Mode::X2Apic {
+                    program.wrmsr(0x1B, 0xFEE0_0D00);
+                }
+                mode.write(program, SPURIOUS, 0x1FF);
+            }
+            Act::Halt => drop(program.ops(&[Op::Hlt])),
             Act::Freeze(on) => drop(program.wrmsr(0x1D9, u64::from(on) << 12)),
         }
     }
@@ -259,5 +292,19 @@ fn a_late_nmi_wakes_a_guest_that_halts() {
         program.handler(2).out(DEBUG_EXIT, Width::Dword, 1);
         let ran = run(Passthrough::new().direct_interrupts(), intel, skid, &program);
         assert_eq!((ran.interrupts(Event::Nmi), ran.counts.interrupts), (1, 1), "{to_go}, skid {skid}");
+    }
+}
+
+/// T-A13: nor when the guest's run ends in that handler, and it goes on out of a snapshot.
+#[test]
+fn an_nmi_that_waits_is_not_lost_when_the_run_ends_in_the_handler() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        let in_nmi = [Act::Entry(NMI), Act::Counter(8), Act::Nops(11), Act::Halt];
+        let program = any_program(mode, &[Act::Entry(NMI), Act::Counter(8), Act::Nops(11)], &in_nmi, &[]);
+        let by_exits = run_unmapped(Passthrough::new(), 0, 0, &program);
+        let direct = run_unmapped(Passthrough::new().direct_interrupts(), 0, 0, &program);
+        assert!(!direct.ended && direct.interrupts(Event::Nmi) > 20, "one after the other");
+        let common = seen(&direct).len().min(seen(&by_exits).len());
+        assert_eq!(seen(&direct)[..common], seen(&by_exits)[..common], "{mode:?}");
     }
 }

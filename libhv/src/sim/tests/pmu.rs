@@ -62,6 +62,12 @@ pub(super) fn both() -> [Registers; 2] {
     ]
 }
 
+/// An Intel processor on which software cannot set IA32_PERF_GLOBAL_STATUS.
+pub(super) fn before_version_4() -> Registers {
+    let [intel, _] = both();
+    Registers { config: Config::Intel(intel::Config { version: 3, ..intel::Config::default() }), ..intel }
+}
+
 pub(super) struct Ran {
     /// What the guest wrote to the debug-exit port.
     pub(super) value: u32,

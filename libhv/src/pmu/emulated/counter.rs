@@ -301,8 +301,11 @@ impl EmulatedPmu {
         self.status |= bits;
         if interrupts {
             self.interrupt = true;
-            if self.freezes && self.view.guest().version >= 4 {
-                self.status |= COUNTERS_FROZEN;
+            match (self.view.guest().maker, self.view.guest().version) {
+                (Maker::Intel, 4..) if self.freezes => self.status |= COUNTERS_FROZEN,
+                // SDM Vol. 3B "Freezing LBR and Performance Counters on PMI": the legacy freeze.
+                (Maker::Intel, _) if self.freezes => self.global_control = 0,
+                _ => {}
             }
         }
         if self.freezes && interrupts {

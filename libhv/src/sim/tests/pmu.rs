@@ -271,6 +271,29 @@ fn a_guest_is_interrupted_as_often_however_its_counters_are_kept() {
     }
 }
 
+/// T-A24: before version 4 an interrupt that freezes clears IA32_PERF_GLOBAL_CTRL, and what the guest writes to other
+/// registers does not set it again.
+#[test]
+fn an_emulated_guest_is_frozen_as_its_version_says() {
+    let frozen = |registers: Registers, tells: &dyn Fn(&mut Program)| {
+        let mut program = Mode::X2Apic.begin();
+        Mode::X2Apic.write(&mut program, LVTPC, PMI.into());
+        program.wrmsr(0x1D9, 1 << 12).wrmsr(registers.selector, INSTRUCTIONS | INT);
+        program.wrmsr(registers.counter, (1 << 48) - 20).wrmsr(registers.control, 1);
+        program.ops(&[Op::Sti]).ops(&[Op::Nop; 40]).ops(&[Op::Hlt]).handler(PMI);
+        program.wrmsr(registers.clear, 1).wrmsr(registers.selector + 1, 0).ops(&[Op::Nop; 7]);
+        tells(&mut program);
+        program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
+        [run(Passthrough::new(), registers, 0, &program).value, run(Emulated::new(), registers, 0, &program).value]
+    };
+    let [intel, _] = both();
+    for (registers, control) in [(before_version_4(), 0), (intel, 1)] {
+        let told = frozen(registers, &|program| _ = program.rdmsr(registers.control));
+        assert_eq!(told, [control; 2], "IA32_PERF_GLOBAL_CTRL");
+        assert_eq!(frozen(registers, &|program| _ = program.rdpmc(0)), [0; 2], "the counter");
+    }
+}
+
 /// Without a PMU in the guest the host counts itself, and the guest too where it asks for that.
 #[test]
 fn a_host_counts_itself_or_the_guest_too() {

@@ -233,6 +233,21 @@ mod tests {
         assert_eq!(guest.mechanism.take_any(&mut rig.host), Came::Nothing);
     }
 
+    /// T-A13: one that waits for the IRET of a handler is not let in to whoever is next.
+    #[test]
+    fn one_that_waits_for_its_guest_when_that_leaves_comes_with_it_again() {
+        let (mut rig, mut guest, mut other) = two();
+        rig.resume(&mut guest);
+        rig.host.nmi_waits = true;
+        rig.pause(&mut guest);
+        rig.resume(&mut other);
+        assert!(!rig.host.nmi_waits);
+        assert_eq!(other.mechanism.take_any(&mut rig.host), Came::Nothing);
+        rig.pause(&mut other);
+        rig.resume(&mut guest);
+        assert_eq!([0; 2].map(|_| guest.mechanism.take_any(&mut rig.host)), [Came::Nmi, Came::Nothing]);
+    }
+
     /// A26, T-A12: what waits beside the interrupt is seen to where all of it is.
     #[test]
     fn an_entry_is_armed_again_at_once_where_nothing_else_waits() {

@@ -111,6 +111,9 @@ pub(crate) struct TestHost {
     pub(crate) arrived: bool,
     /// An NMI has masked the entry that is routed to the guest as one.
     nmi_delivered: bool,
+    /// An NMI waits for the IRET of the guest's handler.
+    pub(crate) nmi_waits: bool,
+    nmi_met_host: bool,
     /// How many registers the hypervisor reads or writes from an overflow to its interrupt; of how many it has.
     pub(crate) skid: u64,
     clock: Rc<Cell<u64>>,
@@ -156,6 +159,12 @@ impl PmiHost for TestHost {
     }
     fn take_guest_pmi(&mut self) -> bool {
         core::mem::take(&mut self.arrived)
+    }
+    fn take_guest_nmi(&mut self) -> bool {
+        core::mem::take(&mut self.nmi_met_host)
+    }
+    fn open_nmis(&mut self) {
+        self.nmi_met_host |= core::mem::take(&mut self.nmi_waits);
     }
     fn pmu_slot(&mut self) -> &mut PmuSlot {
         &mut self.slot

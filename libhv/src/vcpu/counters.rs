@@ -267,7 +267,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// The counters interrupt, or would if the guest's local APIC let them.
     pub(super) fn interrupt_by_counters<H: Host>(&mut self, world: &mut World<'_, H>) {
         if self.interrupt_by_pmu(world) {
-            self.pmu.count_interrupt();
+            match &mut self.emulated {
+                Some(emulated) if Pmu::<P>::EMULATED => emulated.count_interrupt(),
+                _ => self.pmu.count_interrupt(),
+            }
         }
     }
 

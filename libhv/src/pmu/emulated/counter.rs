@@ -472,8 +472,12 @@ impl EmulatedPmu {
     /// one.
     #[inline]
     pub fn take_interrupt(&mut self) -> bool {
-        let interrupts = core::mem::take(&mut self.interrupt);
-        self.counts.interrupts += u64::from(interrupts);
-        interrupts
+        core::mem::take(&mut self.interrupt)
+    }
+
+    /// The guest's local APIC has delivered an interrupt of the counters.
+    #[inline]
+    pub fn count_interrupt(&mut self) {
+        self.counts.interrupts += 1;
     }
 }

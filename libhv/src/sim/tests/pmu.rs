@@ -390,6 +390,8 @@ fn a_masked_guest_gets_no_interrupt_and_has_no_exits_by_it() {
         let program = sampled(registers, Mode::X2Apic, 40, 1 << 16 | u32::from(PMI));
         let ran = run(Passthrough::new(), registers, 0, &program);
         assert_eq!((ran.interrupts(Event::Interrupt(PMI)), ran.counts.interrupts), (0, 0));
+        let ran = run(Emulated::new(), registers, 0, &program);
+        assert_eq!((ran.interrupts(Event::Interrupt(PMI)), ran.counts.interrupts), (0, 0), "emulated");
     }
 }
 

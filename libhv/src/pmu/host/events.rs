@@ -16,7 +16,7 @@ pub enum HostEvent {
     /// The cycles in which the processor did not halt, in any general-purpose counter.
     Cycles,
     /// An event by its number and unit mask, in any general-purpose counter. EN, INT and the bits that say whom it counts
-    /// are set as they must be; without USR and OS nothing is counted.
+    /// are set as they must be; without USR and OS nothing is counted. A bit that the processor lacks is an error.
     Selector(EventSelector),
     /// What a fixed-function counter of this number counts.
     Fixed(u8),
@@ -63,6 +63,8 @@ pub enum HostCountersError {
     TooManyEvents(u8),
     /// There is no fixed-function counter of this number, or it was asked for twice.
     NoFixedCounter(u8),
+    /// The processor's selectors do not have these bits, and it would refuse them.
+    ReservedBits(u64),
     /// A period is 0, or more than half of what a counter holds.
     Period(u64),
     /// The guest uses the same counters, and the processor cannot restore what it has in them (A18).
@@ -77,6 +79,7 @@ impl fmt::Display for HostCountersError {
             Self::NoPmu => f.write_str("the processor has no PMU"),
             Self::TooManyEvents(counters) => write!(f, "the host's events need more than {counters} counters"),
             Self::NoFixedCounter(number) => write!(f, "there is no fixed-function counter {number} for the host"),
+            Self::ReservedBits(bits) => write!(f, "bits {bits:#x} of an event's selector do not exist"),
             Self::Period(period) => write!(f, "a period of {period} events fits into no counter"),
             Self::NotRestorable => f.write_str("the guest's counters cannot be restored after the host's"),
             Self::CountsGuest => f.write_str("the host cannot count a guest that has a PMU of its own"),
@@ -139,7 +142,11 @@ impl HostEvents {
                 }
                 event => {
                     free = free.checked_sub(1).ok_or(HostCountersError::TooManyEvents(pmu.counters))?;
-                    (CounterIndex::General(free), event.selector(pmu.maker, samples, self.guest), pmu.counter_mask())
+                    let selector = event.selector(pmu.maker, samples, self.guest);
+                    if selector & !pmu.selector_bits() != 0 {
+                        return Err(HostCountersError::ReservedBits(selector & !pmu.selector_bits()));
+                    }
+                    (CounterIndex::General(free), selector, pmu.counter_mask())
                 }
             };
             // A counter of which 32 bits alone can be written takes half of them; so that an overflow shows, the highest

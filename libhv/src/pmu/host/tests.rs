@@ -287,6 +287,10 @@ fn what_cannot_be_counted_is_refused_with_the_reason() {
     assert_eq!(refused(&two, four, None), Err(HostCountersError::TooManyEvents(1)));
     let twice = HostCounters::new().count(HostEvent::Fixed(1)).count(HostEvent::Fixed(1));
     assert_eq!(refused(&twice, INTEL, None), Err(HostCountersError::NoFixedCounter(1)));
+    // WRMSR would be #GP in the host.
+    let reserved = EventSelector(0xC0 | 0b11 << 16 | 1 << 21 | 1 << 36);
+    let counters = HostCounters::new().count(HostEvent::Selector(reserved));
+    assert_eq!(refused(&counters, INTEL, None), Err(HostCountersError::ReservedBits(1 << 21 | 1 << 36)));
     for period in [0, (1 << 47) + 1] {
         let counters = HostCounters::new().sample(HostEvent::Cycles, period);
         assert_eq!(refused(&counters, INTEL, None), Err(HostCountersError::Period(period)));

@@ -27,6 +27,7 @@ pub(crate) unsafe fn run(tests: &mut Tests) {
     tests.run("pmu-interrupt-of-a-fixed-counter", fixed_interrupt);
     tests.run("pmu-interrupt-comes-where-it-overflows", place);
     tests.run("pmu-interrupt-as-nmi", as_nmi);
+    tests.run("pmu-interrupt-as-nmi-whose-handler-changes-the-entry", changed);
     tests.run("pmu-masked-entry-keeps-the-status", masked);
     if skid() == 0 {
         tests.run("pmu-one-interrupt-after-the-other", again);
@@ -170,6 +171,31 @@ unsafe fn as_nmi() -> Outcome {
     same("NMIs", count(NMI), 1u64)?;
     same("LVTPC in the handler", ENTRY.load(Relaxed), u64::from(MASKED | NMI_DELIVERY))?;
     same("status", rdmsr(STATUS), 1u64)
+}
+
+/// A24: the first thing that the handler of an NMI does is to write the entry, and by that the next overflow interrupts.
+unsafe fn changed() -> Outcome {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    unsafe fn change(_: &mut Frame) {
+        lapic::write(LVT_PMC, NEXT.load(Relaxed) as u32);
+    }
+    let vector = u32::from(VECTOR);
+    let cases = [(NMI_DELIVERY, 2u64, 0u64), (vector, 1, 1), (MASKED | vector, 1, 0), (MASKED | NMI_DELIVERY, 1, 0)];
+    for (next, nmis, interrupts) in cases {
+        prepare(NMI_DELIVERY);
+        on(NMI, change);
+        NEXT.store(next.into(), Relaxed);
+        for _ in 0..2 {
+            wrmsr(STATUS_RESET, 1);
+            program(0, INSTRUCTIONS | INT, LAST - 99);
+            pmu_loop(1, TURNS);
+        }
+        cpu::breathe();
+        same("NMIs", count(NMI), nmis)?;
+        same("interrupts", count(VECTOR), interrupts)?;
+        same("LVTPC", lapic::read(LVT_PMC), if interrupts == 0 { next } else { MASKED | next })?;
+    }
+    Ok(())
 }
 
 unsafe fn masked() -> Outcome {

@@ -179,17 +179,22 @@ unsafe fn changed() -> Outcome {
     unsafe fn change(_: &mut Frame) {
         lapic::write(LVT_PMC, NEXT.load(Relaxed) as u32);
     }
+    unsafe fn overflows() {
+        wrmsr(STATUS_RESET, 1);
+        program(0, INSTRUCTIONS | INT, LAST - 99);
+        pmu_loop(1, TURNS);
+    }
     let vector = u32::from(VECTOR);
     let cases = [(NMI_DELIVERY, 2u64, 0u64), (vector, 1, 1), (MASKED | vector, 1, 0), (MASKED | NMI_DELIVERY, 1, 0)];
     for (next, nmis, interrupts) in cases {
         prepare(NMI_DELIVERY);
         on(NMI, change);
         NEXT.store(next.into(), Relaxed);
-        for _ in 0..2 {
-            wrmsr(STATUS_RESET, 1);
-            program(0, INSTRUCTIONS | INT, LAST - 99);
-            pmu_loop(1, TURNS);
-        }
+        overflows();
+        // What was delivered before the write is not found out after it.
+        lapic::read(CURRENT);
+        same("LVTPC after the handler", lapic::read(LVT_PMC), next)?;
+        overflows();
         cpu::breathe();
         same("NMIs", count(NMI), nmis)?;
         same("interrupts", count(VECTOR), interrupts)?;

@@ -138,7 +138,9 @@ PmuModel::Step BxPmu::nothing() const {
 
 void BxPmu::count(PmuModel::Step step) {
   step.reference_cycles = step.cycles;
-  if (model.step(step)) cpu->lapic->raise_performance_interrupt();
+  bool raised = model.step(step);
+  if (cpu->activity_state != BX_CPU_C::BX_ACTIVITY_STATE_ACTIVE) raised |= model.rest();
+  if (raised) cpu->lapic->raise_performance_interrupt();
 }
 
 // Tells the model everything up to the instruction under way.

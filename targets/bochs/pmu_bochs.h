@@ -50,6 +50,9 @@ public:
   void other_branch() { if (armed) branch(); }
   void access(bx_phy_address address) { if (caches) look_up(address); }
 
+  // The processor halts, by the instruction under way: what is on its way by then arrives.
+  void halts() { if (armed) sync(); }
+
   // CS is loaded: the privilege level may change.
   void level_changes() { if (armed) stop_here(); }
   // Around the delivery of an event. A software interrupt belongs to its instruction, any other belongs to none.

@@ -291,6 +291,12 @@ bool PmuModel::step(const Step &step) {
   return raised;
 }
 
+bool PmuModel::rest() {
+  const bool raised = raise_in > 0;
+  raise_in = 0;
+  return raised;
+}
+
 PmuModel::Horizon PmuModel::horizon(unsigned cpl) const {
   Horizon horizon = {NEVER, NEVER, NEVER, false, false, false, false};
   for (unsigned n = 0; n < GENERAL; n++) {

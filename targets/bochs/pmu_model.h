@@ -105,6 +105,9 @@ public:
   // Counts; true when the performance-monitoring interrupt is raised.
   bool step(const Step &step);
 
+  // The processor rests: an interrupt on its way arrives. Returns whether there is one.
+  bool rest();
+
   Horizon horizon(unsigned cpl) const;
 
   // IA32_PERF_GLOBAL_CTRL and IA32_DEBUGCTL as VM entry and VM exit load them, which have checked the bits or need no check.

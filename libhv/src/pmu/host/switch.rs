@@ -170,8 +170,9 @@ impl HostPmu {
     }
 
     fn resume(&mut self, hardware: &mut impl PmuHardware, host: &mut impl Host) {
-        self.post.forgive(|| host.now());
         self.post.set_running(true);
+        // From here on the handler sees to those that come.
+        self.post.forgive(|| host.now());
         self.enable(true, hardware);
     }
 

@@ -61,6 +61,14 @@ pub trait PmuHardware {
     /// they cannot.
     fn switch_branch_control(&mut self, _on: bool) {}
 
+    /// Returns what the next entry loads into IA32_LBR_CTL, which is what the guest left in it; 0 where it is not switched.
+    fn guest_branch_control(&self) -> u64 {
+        0
+    }
+
+    /// Has the next entry load `value` into IA32_LBR_CTL, which is switched. The value is legal.
+    fn set_guest_branch_control(&mut self, _value: u64) {}
+
     /// Returns whether NMIs can reach the guest without leaving it: by its own IDT, and blocked until its own IRET.
     fn passes_nmis(&self) -> bool {
         false

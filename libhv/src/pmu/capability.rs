@@ -37,7 +37,8 @@ pub struct PmuCapability {
     pub any_thread_deprecated: bool,
     /// AMD's core extensions: PERF_CTLn and PERF_CTRn at C001_0200H.
     pub core_extensions: bool,
-    /// The architectural last-branch records' greatest depth (CPUID.1CH); 0 without.
+    /// The architectural last-branch records' greatest depth (CPUID.1CH); 0 without, and where the records lack a filter or
+    /// a field, so that IA32_LBR_CTL and IA32_LBR_x_INFO have the same bits wherever there are any.
     pub lbr_depth: u8,
     /// The processor has counters beside these, which are nobody's: more of a kind than there is room for here, or such
     /// as leaf 23H alone tells of. Registers that speak of all counters, and RDPMC, reach them too (A12).
@@ -74,7 +75,8 @@ impl PmuCapability {
         let has_more = counters > MAX_COUNTERS || more_counters & !within != 0;
         let has_more_fixed = (all_fixed | more_fixed) & !u32::from(fixed) != 0;
         let has_lbr = max >= 0x1C && cpuid.cpuid(7, 0)[3].get_bit(19);
-        let depths = if has_lbr { cpuid.cpuid(0x1C, 0)[0] as u8 } else { 0 };
+        let [depths, filters, fields, _] = if has_lbr { cpuid.cpuid(0x1C, 0) } else { [0; 4] };
+        let depths = if filters & fields & 0b111 == 0b111 { depths as u8 } else { 0 };
         Some(Self {
             maker: Maker::Intel,
             version,
@@ -303,6 +305,18 @@ mod tests {
             PmuCapability::of(&Leaves(leaves), || 0).expect("a PMU").has_more
         };
         assert!(!amd(8) && amd(12));
+    }
+
+    /// A18: IA32_LBR_CTL takes no bit of a filter that is not there, IA32_LBR_x_INFO none of a field.
+    #[test]
+    fn last_branch_records_have_all_filters_and_all_fields_or_are_none() {
+        let depth = |filters, fields| {
+            let max = [0x1C, INTEL[1], INTEL[2], INTEL[3]];
+            let leaf_1c = (0x1C, [0x8000_000F, filters, fields, 0]);
+            let leaves = [(0, max), (0xA, [0x0730_0805, 0, 0, 0]), (7, [0, 0, 0, 1 << 19]), leaf_1c];
+            PmuCapability::of(&Leaves(leaves), || 0).expect("a PMU").lbr_depth
+        };
+        assert_eq!([depth(7, 7), depth(7, 0xF_0007), depth(3, 7), depth(7, 5), depth(0, 0)], [32, 32, 0, 0, 0]);
     }
 
     #[test]

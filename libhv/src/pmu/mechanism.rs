@@ -59,6 +59,8 @@ pub struct Pmu<P> {
     view: Result<PmuView, NoPmu>,
     host: Option<PmuCapability>,
     bank: Bank,
+    /// Its last-branch records, where its registers are in no processor and kept for no other turn.
+    records: Branches,
     /// The selectors as the guest wrote them.
     selectors: [u64; MAX_COUNTERS as usize],
     fixed_control: u64,
@@ -109,6 +111,7 @@ impl<P: PmuPolicy> Pmu<P> {
             view,
             host,
             bank: Bank::default(),
+            records: Branches::default(),
             selectors: [0; MAX_COUNTERS as usize],
             fixed_control: 0,
             selectors_passed: false,
@@ -222,7 +225,7 @@ impl<P: PmuPolicy> Pmu<P> {
         if let Some(other) = slot.owner() {
             slot.park(other, present, pending, branches);
         }
-        let mut records = Branches::default();
+        let mut records = core::mem::take(&mut self.records);
         if let Some((bank, pending, kept)) = slot.unpark(self.owner) {
             // Those that the guest has written without leaving are news, and no others.
             if bank.selectors != self.bank.selectors || bank.fixed_control != self.bank.fixed_control {
@@ -277,6 +280,7 @@ impl<P: PmuPolicy> Pmu<P> {
         self.masks = CreditMasks::of(&pmu, &present.selectors, FixedControl(present.fixed_control));
         Bank::default().put(&pmu, &present, hardware);
         if self.depth() != 0 {
+            self.records = Branches::take(self.depth(), hardware);
             Branches::default().put(self.depth(), hardware);
         }
         host.pmu_slot().set_owner(None, 0);

@@ -67,9 +67,11 @@ impl PmuSlot {
         self.parked.retain(|parked| parked.owner != owner);
         self.parked.push(Parked { owner, bank, pending, branches });
     }
-    /// Returns what is kept for one who has left, and whether an interrupt waits to be delivered to it.
-    pub fn parked(&self, owner: Owner) -> Option<(&Bank, bool)> {
-        self.parked.iter().find(|parked| parked.owner == owner).map(|parked| (&parked.bank, parked.pending.late))
+    /// Returns what is kept for one who has left: its registers, its last-branch records, and whether an interrupt waits to
+    /// be delivered to it.
+    pub fn parked(&self, owner: Owner) -> Option<(&Bank, &Branches, bool)> {
+        let parked = self.parked.iter().find(|parked| parked.owner == owner)?;
+        Some((&parked.bank, &parked.branches, parked.pending.late))
     }
     /// Returns what was kept for one who comes back.
     pub fn unpark(&mut self, owner: Owner) -> Option<(Bank, Pending, Branches)> {

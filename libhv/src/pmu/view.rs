@@ -3,8 +3,10 @@
 //!
 //! What passes is judged by the processor, not by this view, and a processor may be newer than what is shown of it:
 //! it takes bits in a passed register that the view calls reserved (IN_TX, adaptive PEBS, IA32_PERF_GLOBAL_CTRL\[48\]).
-//! None of them shows a guest, or counts, anything but itself; where one could, the register does not pass.
+//! None of them shows a guest, or counts, anything but itself; where one could, the register does not pass. A snapshot
+//! leaves them out.
 
+mod kept;
 mod passing;
 #[cfg(test)]
 pub(in crate::pmu) mod tests;

@@ -156,6 +156,15 @@ impl PmuHardware for Processor {
         self.switch_lbr_control(on.then_some(0));
     }
 
+    fn guest_branch_control(&self) -> u64 {
+        self.guest_lbr_control.unwrap_or(0)
+    }
+
+    fn set_guest_branch_control(&mut self, value: u64) {
+        assert!(self.guest_lbr_control.is_some(), "IA32_LBR_CTL is not switched");
+        self.guest_lbr_control = Some(value);
+    }
+
     fn passes_nmis(&self) -> bool {
         self.vendor == Vendor::Intel
     }

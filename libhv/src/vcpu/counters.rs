@@ -11,7 +11,7 @@ use crate::pmu::host::Parked;
 use crate::pmu::mechanism::{COUNTERS_FROZEN, frozen_by_interrupt};
 use crate::pmu::paravirt::Paravirt;
 use crate::pmu::state::{State, StateError};
-use crate::pmu::{Pmu, PmuCounts, PmuPolicy, PmuReport, Retired};
+use crate::pmu::{Pmu, PmuCounts, PmuPolicy, PmuReport, PmuView, Retired};
 use crate::registers::ControlRegister;
 use crate::time::Tsc;
 
@@ -74,24 +74,27 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
     }
 
-    /// Returns the state of the guest's PMU for a snapshot; `None` when it has none (requirement A29).
+    /// Returns the state of the guest's PMU for a snapshot; `None` when it has none (requirement A29). The guest does not
+    /// run.
     pub fn save_pmu<H: Host>(&self, world: &mut World<'_, H>) -> Option<State> {
+        let debug_control = self.backend.switched_msr(DEBUGCTL).unwrap_or(0);
         if let Some(emulated) = &self.emulated {
-            return Some(emulated.save());
+            return Some(emulated.save(debug_control));
         }
         // Kept beside a host that counts they are in no processor, unless the run has ended.
         match &self.beside {
             Some(beside) if beside.runs && beside.counters.plan().parks_guest() => None,
             Some(beside) => {
-                let mut state = self.pmu.save(&self.backend, world.host)?;
+                let mut state = self.pmu.save(debug_control, &self.backend, world.host)?;
                 state.registers.global_status |= beside.guest.overflowed;
                 Some(state)
             }
-            None => self.pmu.save(&self.backend, world.host),
+            None => self.pmu.save(debug_control, &self.backend, world.host),
         }
     }
 
-    /// Gives the guest's PMU the state of a snapshot.
+    /// Gives the guest's PMU the state of a snapshot, and IA32_DEBUGCTL those bits that are the PMU's: its other bits stay.
+    /// The guest does not run.
     ///
     /// # Errors
     /// The first value that the guest could not have written itself; nothing has changed then.
@@ -100,10 +103,17 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         state: &State,
         world: &mut World<'_, H>,
     ) -> core::result::Result<(), StateError> {
-        if let Some(emulated) = &mut self.emulated {
-            return emulated.restore(state, self.pmu.policy());
+        match &mut self.emulated {
+            Some(emulated) => emulated.restore(state, self.pmu.policy())?,
+            None => registers!(self, |hardware| self.pmu.restore(state, hardware, world.host))?,
         }
-        registers!(self, |hardware| self.pmu.restore(state, hardware, world.host))
+        let view = self.emulated.as_ref().map(EmulatedPmu::view).or(self.pmu.view());
+        let bits = view.map_or(0, PmuView::debugctl_bits);
+        if bits != 0 {
+            let others = self.backend.switched_msr(DEBUGCTL).unwrap_or(0) & !bits;
+            self.backend.set_switched_msr(DEBUGCTL, others | state.debug_control);
+        }
+        Ok(())
     }
 
     /// The guest is about to be entered: its emulated clock runs.

@@ -108,6 +108,16 @@ impl PmuHardware for Vmx {
         }
     }
 
+    fn guest_branch_control(&self) -> u64 {
+        if self.switches_branch_control() { self.vmcs.read(field::GUEST_LBR_CTL) } else { 0 }
+    }
+
+    fn set_guest_branch_control(&mut self, value: u64) {
+        if self.switches_branch_control() {
+            self.vmcs.write(field::GUEST_LBR_CTL, value);
+        }
+    }
+
     fn passes_nmis(&self) -> bool {
         self.capabilities.passes_nmis()
     }

@@ -291,11 +291,16 @@ impl EmulatedPmu {
         if over { 1 << counter.index.bit() } else { 0 }
     }
 
-    /// Takes down that counters have run over.
+    /// Takes down that counters have run over; the others stand still from then on where that freezes them.
     pub(super) fn run_over(&mut self, bits: u64, hardware: &mut impl PmuHardware) {
-        if bits == 0 {
-            return;
+        if bits != 0 && self.take_down(bits) && self.freezes {
+            self.enable(hardware);
         }
+    }
+
+    /// Takes down that counters have run over; returns whether that interrupts.
+    #[inline(always)]
+    fn take_down(&mut self, bits: u64) -> bool {
         let interrupts =
             self.counters.iter().any(|counter| bits >> counter.index.bit() & 1 != 0 && self.interrupts(counter.index));
         self.status |= bits;
@@ -308,9 +313,7 @@ impl EmulatedPmu {
                 _ => {}
             }
         }
-        if self.freezes && interrupts {
-            self.enable(hardware);
-        }
+        interrupts
     }
 
     /// Brings one counter up to date. Returns the bit in IA32_PERF_GLOBAL_STATUS when it has run over.

@@ -357,7 +357,7 @@ fn an_interrupt_on_its_way_when_the_guest_ends_stays_its_own() {
         assert!(rig.fake.0.borrow().guest_pmi);
         rig.ends();
         assert!(!rig.fake.take_guest_pmi(), "the next guest would hear of it");
-        assert!(rig.pmu.save().pending && rig.pmu.take_interrupt());
+        assert!(rig.pmu.save(0).pending && rig.pmu.take_interrupt());
     }
 }
 
@@ -368,10 +368,10 @@ fn an_emulated_guest_goes_on_counting_on_another_machine() {
         here.counts_to_100();
         here.guest_runs(60);
         here.ends();
-        let state = here.pmu.save();
+        let state = here.pmu.save(0);
         there.ends();
         there.pmu.restore(&state, &Passthrough::new()).expect("a guest could write it");
-        assert_eq!(there.pmu.save(), state);
+        assert_eq!(there.pmu.save(0), state);
         there.begins();
         there.guest_runs(42);
         assert_eq!((there.interrupts, there.read(FullCounter(0))), (1, 2));
@@ -390,7 +390,7 @@ fn a_denied_event_does_not_come_in_by_a_snapshot() {
     let mut rig = Rig::on(INTEL, GlobalSwitch::Hardware);
     rig.counts_to_100();
     rig.ends();
-    let state = rig.pmu.save();
+    let state = rig.pmu.save(0);
     rig.pmu.restore(&state, &policy).expect("a guest could write it");
     rig.begins();
     rig.guest_runs(50);

@@ -111,6 +111,12 @@ impl<H: PmuHardware> PmuHardware for Parked<'_, H> {
     fn switch_branch_control(&mut self, on: bool) {
         self.hardware.switch_branch_control(on);
     }
+    fn guest_branch_control(&self) -> u64 {
+        self.hardware.guest_branch_control()
+    }
+    fn set_guest_branch_control(&mut self, value: u64) {
+        self.hardware.set_guest_branch_control(value);
+    }
     fn pass_rdpmc(&mut self, pass: bool) {
         self.hardware.pass_rdpmc(pass);
     }

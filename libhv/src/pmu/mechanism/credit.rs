@@ -11,13 +11,14 @@ use crate::pmu::bank::{can_hold, counter_register, ones};
 use crate::pmu::capability::PmuCapability;
 use crate::pmu::credit::{CreditMasks, Retired};
 use crate::pmu::policy::PmuPolicy;
-use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
+use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, Maker, PmuRegister};
+use crate::pmu::state::COUNTERS;
 
 /// Events that counters have still to be advanced by, by their bits in IA32_PERF_GLOBAL_CTRL.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
     counters: u64,
-    events: [u32; 2 * MAX_COUNTERS as usize],
+    events: [u32; COUNTERS],
 }
 
 impl Owed {
@@ -40,6 +41,19 @@ impl Owed {
     fn owe(&mut self, bit: u8, events: u32) {
         self.counters |= u64::from(events != 0) << bit;
         *self.place(bit) = events;
+    }
+
+    /// Returns what is owed, as a snapshot has it.
+    pub(super) const fn events(&self) -> [u32; COUNTERS] {
+        self.events
+    }
+
+    /// Owes what a snapshot says.
+    pub(super) fn of(events: &[u32; COUNTERS]) -> Self {
+        let bits = (0..8).chain(32..40);
+        let mut owed = Self::default();
+        bits.zip(events).for_each(|(bit, events)| owed.owe(bit, *events));
+        owed
     }
 }
 

@@ -106,10 +106,10 @@ fn never_counts_what_is_denied(mut rig: Rig, names: &Names, operations: u32, see
                 assert_eq!(values(&rig, intel), before, "the turn of the other shows");
             }
             15 if random.below(8) == 0 => {
-                let state = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+                let state = guest.mechanism.save(0, &rig.registers, &mut rig.host).expect("a PMU");
                 guest.mechanism.restore(&state, &mut rig.registers, &mut rig.host).expect("its own");
                 rig.enter(&mut guest);
-                assert_eq!(guest.mechanism.save(&rig.registers, &mut rig.host), Some(state));
+                assert_eq!(guest.mechanism.save(0, &rig.registers, &mut rig.host), Some(state));
             }
             _ => {
                 let (msr, n) = pick(&mut random, names.selectors);

@@ -37,6 +37,8 @@ pub(crate) struct Registers {
     switch: GlobalSwitch,
     switched: bool,
     guest_control: u64,
+    /// The guest's IA32_LBR_CTL, where it is switched.
+    branch_control: Option<u64>,
     passed: Passed,
     passes_rdpmc: bool,
     /// NMIs do not leave the guest.
@@ -86,6 +88,15 @@ impl PmuHardware for Registers {
     }
     fn switches_branch_control(&self) -> bool {
         self.maker == Maker::Intel
+    }
+    fn switch_branch_control(&mut self, on: bool) {
+        self.branch_control = on.then_some(0);
+    }
+    fn guest_branch_control(&self) -> u64 {
+        self.branch_control.unwrap_or(0)
+    }
+    fn set_guest_branch_control(&mut self, value: u64) {
+        *self.branch_control.as_mut().expect("it is switched") = value;
     }
     fn passes_nmis(&self) -> bool {
         self.maker == Maker::Intel
@@ -198,7 +209,7 @@ pub(crate) struct TestGuest<P> {
     pub(crate) exits: u64,
     /// Interrupts that its local APIC got; it never masks its entry for long.
     pub(crate) interrupts: u64,
-    control: u64,
+    controls: (u64, Option<u64>),
     passed: Option<(Passed, bool)>,
 }
 
@@ -238,6 +249,7 @@ impl Rig {
             switch,
             switched: false,
             guest_control: 0,
+            branch_control: None,
             passed: BTreeMap::new(),
             passes_rdpmc: false,
             nmis_passed: false,
@@ -250,7 +262,7 @@ impl Rig {
 
     pub(crate) fn guest<P: PmuPolicy>(&mut self, policy: P) -> TestGuest<P> {
         let mechanism = Pmu::new(policy, Some(self.capability), &self.registers);
-        TestGuest { mechanism, exits: 0, interrupts: 0, control: 0, passed: None }
+        TestGuest { mechanism, exits: 0, interrupts: 0, controls: (0, None), passed: None }
     }
 
     /// The host works: nothing of it may count.
@@ -262,7 +274,7 @@ impl Rig {
 
     /// Puts the guest in the processor, which is another's when guests share it.
     pub(crate) fn resume<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>) {
-        self.registers.guest_control = guest.control;
+        (self.registers.guest_control, self.registers.branch_control) = guest.controls;
         match guest.passed.take() {
             Some(passed) => (self.registers.passed, self.registers.passes_rdpmc) = passed,
             None => guest.mechanism.arrange(&mut self.registers),
@@ -282,9 +294,9 @@ impl Rig {
         self.hear(guest);
     }
 
-    /// Another guest is next: its VMCS has its own IA32_PERF_GLOBAL_CTRL and its own MSR bitmaps.
+    /// Another guest is next: its VMCS has its own IA32_PERF_GLOBAL_CTRL and IA32_LBR_CTL, and its own MSR bitmaps.
     pub(crate) fn pause<P: PmuPolicy>(&mut self, guest: &mut TestGuest<P>) {
-        guest.control = self.registers.guest_control;
+        guest.controls = (self.registers.guest_control, self.registers.branch_control);
         guest.passed = Some((self.registers.passed.clone(), self.registers.passes_rdpmc));
     }
 
@@ -310,6 +322,10 @@ impl Rig {
 
     fn in_guest<T>(&mut self, act: impl FnOnce(&mut SimPmu) -> T) -> T {
         const GLOBAL_CONTROL: u32 = 0x38F;
+        const BRANCH_CONTROL: u32 = 0x14CE;
+        if let Some(control) = self.registers.branch_control {
+            self.registers.pmu.host_write(BRANCH_CONTROL, control);
+        }
         let switches = self.registers.switched && self.registers.switch == GlobalSwitch::Hardware;
         if switches {
             self.registers.pmu.host_write(GLOBAL_CONTROL, self.registers.guest_control);
@@ -318,6 +334,10 @@ impl Rig {
         if switches {
             self.registers.guest_control = self.registers.pmu.host_read(GLOBAL_CONTROL);
             self.registers.pmu.host_write(GLOBAL_CONTROL, 0);
+        }
+        if let Some(control) = &mut self.registers.branch_control {
+            *control = self.registers.pmu.host_read(BRANCH_CONTROL);
+            self.registers.pmu.host_write(BRANCH_CONTROL, 0);
         }
         answer
     }

@@ -90,11 +90,11 @@ impl Config {
         [eax, slots_missing, bitmap, edx | deprecated]
     }
 
-    /// Returns CPUID leaf 1CH, architectural LBRs: all depths up to the greatest, and filters by CPL and by branch type.
+    /// Returns CPUID leaf 1CH, architectural LBRs: all depths up to the greatest, all filters, and all fields of a record.
     pub fn leaf_1c(&self) -> [u32; 4] {
         match self.lbr_depth {
             0 => [0; 4],
-            depth => [((1 << (depth / 8)) - 1) | (1 << 31), 0b11, 0b100, 0],
+            depth => [((1 << (depth / 8)) - 1) | (1 << 31), 0b111, 0b111, 0],
         }
     }
 

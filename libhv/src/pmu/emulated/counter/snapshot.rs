@@ -5,11 +5,12 @@ use crate::pmu::bank::Bank;
 use crate::pmu::credit::CreditMasks;
 use crate::pmu::policy::PmuPolicy;
 use crate::pmu::registers::FixedControl;
-use crate::pmu::state::{State, StateError};
+use crate::pmu::state::{Found, State, StateError};
 
 impl EmulatedPmu {
-    /// Returns the registers as the guest reads them. The guest does not run, and has [ended](Self::end) if it has run.
-    pub fn save(&self) -> State {
+    /// Returns the state of the guest's PMU, with its IA32_DEBUGCTL being `debug_control`. The guest does not run, and has
+    /// [ended](Self::end) if it has run.
+    pub fn save(&self, debug_control: u64) -> State {
         let mut registers = Bank {
             selectors: self.selectors,
             fixed_control: self.fixed_control,
@@ -20,11 +21,12 @@ impl EmulatedPmu {
         for at in 0..COUNT {
             (registers.counters[at], registers.fixed[at]) = (self.counters[at].value, self.counters[COUNT + at].value);
         }
-        State::new(&self.view, &registers, self.interrupt)
+        State::new(&self.view, &Found { registers, debug_control, pending: self.interrupt, ..Found::default() })
     }
 
-    /// Gives the guest the registers of a snapshot, which `policy` filters as it does the guest's own writes. The guest
-    /// does not run, and has [ended](Self::end) if it has run.
+    /// Gives the guest the registers of a snapshot, which `policy` filters as it does the guest's own writes; of its
+    /// IA32_DEBUGCTL, which the caller has, the bits of the state's that are its PMU's are to follow. What its counters are
+    /// owed they are paid. The guest does not run, and has [ended](Self::end) if it has run.
     ///
     /// # Errors
     /// The first value that the guest could not have written itself; nothing has changed then.
@@ -39,7 +41,45 @@ impl EmulatedPmu {
             counter.value = value;
         }
         (self.global_control, self.status, self.interrupt) = (global_control, global_status, state.pending);
+        let owed = state.owed.iter().enumerate();
+        let over = owed.fold(0, |over, (at, events)| over | self.add(at, (*events).into()));
+        self.take_down(over);
         self.masks = CreditMasks::of(self.view.guest(), &self.permitted, FixedControl(self.permitted_fixed));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hw::GlobalSwitch;
+    use crate::pmu::policy::{Means, Passthrough, PmuShare};
+    use crate::pmu::registers::EventSelector;
+    use crate::pmu::view::PmuView;
+    use crate::pmu::view::tests::HOST;
+
+    /// A26, A29: a guest whose counters were the processor's, and could not hold all, comes to have emulated ones.
+    #[test]
+    fn what_counters_are_owed_is_paid_where_they_are_emulated() {
+        // Owed across bit 31, which without full-width writes cannot be written, and with it across the last.
+        for (version, held, total, overflowed) in
+            [(4, (1 << 31) - 1, (1 << 31) + 2, 0), (4, u64::MAX >> 16, 2, 1), (3, u64::MAX >> 16, 2, 1)]
+        {
+            let host = crate::pmu::PmuCapability { version, capabilities: 1 << 12, ..HOST };
+            let view =
+                PmuView::new(&host, &PmuShare::all(&host), Means::Emulated, GlobalSwitch::Hardware).expect("a PMU");
+            let mut found = Found::default();
+            found.registers.selectors[2] = 0xC0 | 3 << 16 | EventSelector::INTERRUPT | EventSelector::ENABLE;
+            (found.registers.counters[2], found.owed[2]) = (held, 3);
+            (found.registers.fixed[1], found.owed[9]) = (7, 5);
+            let mut pmu = EmulatedPmu::new(view, Some(&host), GlobalSwitch::Hardware);
+            pmu.restore(&State::new(&view, &found), &Passthrough::new()).expect("legal");
+            let state = pmu.save(0);
+            assert_eq!(
+                (state.registers.counters[2], state.registers.fixed[1], state.owed),
+                (total, 12, [0; 2 * COUNT])
+            );
+            assert_eq!((state.registers.global_status, state.pending), (overflowed << 2, overflowed != 0), "{version}");
+        }
     }
 }

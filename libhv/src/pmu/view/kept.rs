@@ -1,0 +1,50 @@
+//! What a snapshot keeps of what a register holds, and what it may hold for a restore: one judgement, which is that of the
+//! guest's own WRMSR.
+
+use super::{Fault, PmuView};
+use crate::pmu::registers::{Maker, PmuRegister};
+
+impl PmuView {
+    /// Returns what of a register's value the guest can have brought about; 0 where it has no such register.
+    ///
+    /// That is what [`validate_write`](Self::validate_write) accepts, and further what a counter comes to that counts
+    /// beyond what can be written to it, and the bits of IA32_PERF_GLOBAL_STATUS that can be set or cleared. A processor
+    /// newer than what is shown of it takes more in a register that passes: that is left away, and of an address that is
+    /// none, all of it.
+    pub fn kept(&self, register: PmuRegister, value: u64) -> u64 {
+        match register {
+            PmuRegister::Counter(_) if self.guest.maker == Maker::Intel && self.exists(register) => {
+                value & self.guest.counter_mask()
+            }
+            PmuRegister::GlobalStatus => self.written(self.status_register(), value & self.status_bits()),
+            _ => self.written(register, value),
+        }
+    }
+
+    fn written(&self, register: PmuRegister, value: u64) -> u64 {
+        match self.validate_write(register, value) {
+            Ok(kept) => kept,
+            Err(Fault::Reserved(bits)) => self.validate_write(register, value & !bits).unwrap_or(0),
+            Err(_) => 0,
+        }
+    }
+
+    /// Judges a register's value out of a snapshot: all of it is [kept](Self::kept).
+    ///
+    /// # Errors
+    /// As [`validate_write`](Self::validate_write).
+    pub fn validate_kept(&self, register: PmuRegister, value: u64) -> Result<(), Fault> {
+        let kept = self.kept(register, value);
+        if kept == value {
+            return Ok(());
+        }
+        let written = if register == PmuRegister::GlobalStatus { self.status_register() } else { register };
+        self.validate_write(written, value).and(Err(Fault::Reserved(value & !kept)))
+    }
+
+    /// Returns the register through which IA32_PERF_GLOBAL_STATUS is set, or at least cleared, bit by bit (A18).
+    fn status_register(&self) -> PmuRegister {
+        let settable = self.exists(PmuRegister::StatusSet);
+        if settable { PmuRegister::StatusSet } else { PmuRegister::StatusReset }
+    }
+}

@@ -8,6 +8,7 @@ mod oracle;
 mod paravirt;
 mod pmu;
 mod run;
+mod snapshot;
 mod wild;
 
 use super::*;

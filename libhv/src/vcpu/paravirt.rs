@@ -10,10 +10,10 @@ use super::{Appliance, Backend, Vcpu, World};
 use crate::exit::{NestedPageFault, Resolution, StopReason};
 use crate::hw::Host;
 use crate::pmu::paravirt::abi::{
-    FEATURE_HARDWARE, FEATURE_PAGE, FEATURE_SOFTWARE, MAX_EVENTS, Operation, Refusal, VERSION,
+    FEATURE_HARDWARE, FEATURE_PAGE, FEATURE_SOFTWARE, MAX_EVENTS, Operation, Refusal, State, VERSION,
 };
 use crate::pmu::paravirt::lent::{AtHand, Lender, lends};
-use crate::pmu::paravirt::{Call, Paravirt, status};
+use crate::pmu::paravirt::{BadState, Call, Paravirt, status};
 use crate::pmu::{PmuPolicy, Retired};
 use crate::registers::Gpr;
 use crate::time::Tsc;
@@ -41,6 +41,47 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Returns its paravirtual events; `None` where the policy gives none.
     pub fn paravirt(&self) -> Option<&Paravirt> {
         self.paravirt.as_deref()
+    }
+
+    /// Returns the state of its paravirtual events for a snapshot; `None` where the policy gives none (requirement B7). The
+    /// guest does not run.
+    pub fn save_paravirt(&mut self) -> Option<State> {
+        Some(self.paravirt.as_ref()?.save(&self.trace, source!(self)))
+    }
+
+    /// Gives it the paravirtual events of a snapshot instead of its own; the page of counters is written at the first exit.
+    /// The guest does not run.
+    ///
+    /// The guest's memory is restored after this: what is written to a page of counters is ignored, and the page of before
+    /// is the guest's memory from here on.
+    ///
+    /// # Errors
+    /// What the guest's own calls would have been answered, or what no events can have come to; nothing has changed then.
+    pub fn restore_paravirt<H: Host>(
+        &mut self,
+        state: &State,
+        world: &mut World<'_, H>,
+    ) -> core::result::Result<(), BadState> {
+        let Some(paravirt) = &mut self.paravirt else { return Err(BadState::NoEvents) };
+        let mut lender = self.lender.as_deref().map(Lender::anew);
+        let own = self.pmu.view().is_some() || self.emulated.is_some();
+        let mut source = AtHand { lender: lender.as_mut(), own, hardware: &mut self.backend };
+        let restored = Paravirt::restore(state, world.memory, &self.trace, &mut source);
+        // Its counters count when the guest runs, whose processor's they are only then.
+        if let Some(lender) = &mut lender {
+            lender.end(&mut self.backend, world.host);
+        }
+        let restored = restored?;
+        if !self.backend.set_read_only(restored.page()) {
+            return Err(BadState::Page(Refusal::NotProtected));
+        }
+        world.memory.set_read_only(restored.page());
+        self.asked = restored.asked();
+        **paravirt = restored;
+        if let (Some(place), Some(lender)) = (self.lender.as_deref_mut(), lender) {
+            *place = lender;
+        }
+        Ok(())
     }
 
     /// Answers a hypercall.

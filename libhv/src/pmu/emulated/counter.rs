@@ -126,6 +126,11 @@ impl EmulatedPmu {
         }
     }
 
+    /// Returns one like it, as after a reset.
+    pub fn anew(&self) -> Self {
+        Self::new(self.view, self.processor.as_ref(), self.view.switch())
+    }
+
     /// Returns what the guest is shown.
     pub fn view(&self) -> &PmuView {
         &self.view

@@ -59,6 +59,11 @@ impl Lender {
         })
     }
 
+    /// Returns one of the same counters, of which none is lent.
+    pub fn anew(&self) -> Self {
+        Self { pmu: self.pmu.anew(), lent: [None; MAX_COUNTERS as usize], running: 0, started: false }
+    }
+
     /// Returns how many counters there are.
     pub fn counters(&self) -> u32 {
         self.pmu.view().guest().counters.min(MAX_COUNTERS).into()

@@ -2,8 +2,8 @@
 //!
 //! # In the library
 //! [`Paravirt`] is the state of one virtual processor's events, pure of hardware; the policy [`Paravirtual`] gives a
-//! guest one, on top of any policy for the PMU. The tables above, the blocks' layout and the C header `abi.h` come from
-//! one definition, [`abi`].
+//! guest one, on top of any policy for the PMU, and [`Vcpu`](crate::vcpu::Vcpu) saves and restores it. The tables above,
+//! the blocks' layout and the C header `abi.h` come from one definition, [`abi`].
 
 pub mod abi;
 mod call;

@@ -16,6 +16,8 @@ use crate::trace::Trace;
 /// Why a state cannot be restored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadState {
+    /// The policy gives the guest no events.
+    NoEvents,
     /// Its version, its length, or something reserved in its head.
     Head(Refusal),
     /// Its page of counters.

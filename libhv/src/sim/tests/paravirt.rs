@@ -13,12 +13,12 @@ const MEMORY: usize = super::harness::MEMORY;
 const OPEN: u32 = 0x9_0000;
 const RESULTS: u32 = 0x9_1000;
 const USER_AND_KERNEL: u64 = 0b11 << 16;
-const INSTRUCTIONS: u64 = 0xC0 | USER_AND_KERNEL;
+pub(super) const INSTRUCTIONS: u64 = 0xC0 | USER_AND_KERNEL;
 const BRANCHES: u64 = 0xC4 | USER_AND_KERNEL;
 
 /// Operations and answers, by their numbers in the specification.
-const ENABLE: u32 = 3;
-const DISABLE: u32 = 4;
+pub(super) const ENABLE: u32 = 3;
+pub(super) const DISABLE: u32 = 4;
 const READ: u32 = 5;
 const CLOSE: u32 = 2;
 const UNSUPPORTED_EVENT: u32 = 10;
@@ -26,20 +26,20 @@ const TOO_MANY_EVENTS: u32 = 11;
 const OWN_COUNTERS: u32 = 14;
 
 /// A call is this many instructions of the guest, the call itself among them.
-const CALL: u32 = 5;
+pub(super) const CALL: u32 = 5;
 
-fn result(id: u32) -> u32 {
+pub(super) fn result(id: u32) -> u32 {
     RESULTS + 32 * id
 }
 
-fn call(program: &mut Program, operation: u32, id: u32, address: u32) {
+pub(super) fn call(program: &mut Program, operation: u32, id: u32, address: u32) {
     use Gpr::{Rax, Rbx, Rcx, Rdx};
     let registers = [(Rax, 0x4C48_0000 + operation), (Rbx, id), (Rcx, address), (Rdx, 0)];
     program.ops(&registers.map(|(register, value)| Op::Mov(register, value))).ops(&[Op::Hypercall]);
 }
 
 /// Opens a hardware event; with a period its overflows interrupt.
-fn open(program: &mut Program, id: u32, config: u64, period: u32) {
+pub(super) fn open(program: &mut Program, id: u32, config: u64, period: u32) {
     let words =
         [1, 64, u32::from(period != 0), 0, 2, 0, config as u32, (config >> 32) as u32, period, 0, result(id), 0, id];
     for (address, word) in (OPEN..).step_by(4).zip(words.into_iter().chain([0; 3])) {
@@ -59,19 +59,19 @@ fn handle_overflow(program: &mut Program) {
     program.ops(&[Op::PopAll, Op::Iret]);
 }
 
-fn begin() -> Program {
+pub(super) fn begin() -> Program {
     let mut program = Program::at(0x1000);
     program.ops(&[Op::Mov(Gpr::Rsp, STACK)]);
     program
 }
 
 /// Ends a program with what EAX holds.
-fn end(program: &mut Program) {
+pub(super) fn end(program: &mut Program) {
     program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Dword), Op::Hlt]);
 }
 
 /// Rounds of seven instructions with a branch and an exit in each, after one instruction.
-fn rounds(program: &mut Program, times: u32) {
+pub(super) fn rounds(program: &mut Program, times: u32) {
     program.repeat(times, &[Op::Nop, Op::PushAll, Op::Mov(Gpr::Rax, 0), Op::Cpuid, Op::PopAll]);
 }
 
@@ -221,10 +221,10 @@ fn a_hardware_event_that_is_not_counted_says_why() {
     }
 }
 
-const PAGE_CALL: u32 = 6;
+pub(super) const PAGE_CALL: u32 = 6;
 const PAGE_OFF: u32 = 7;
 const RESET: u32 = 8;
-const PAGE: u32 = 0x9_2000;
+pub(super) const PAGE: u32 = 0x9_2000;
 
 fn word(ran: &super::pmu::Ran, address: u32) -> u64 {
     ran.memory.read_number(Gpa::new(address.into()), Width::Qword).expect("memory")

@@ -34,7 +34,7 @@ const HOST_WORK: Happened = Happened {
 #[derive(Clone, Copy)]
 pub(super) struct Registers {
     pub(super) vendor: Vendor,
-    config: Config,
+    pub(super) config: Config,
     pub(super) selector: u32,
     pub(super) counter: u32,
     pub(super) control: u32,
@@ -145,6 +145,12 @@ pub(super) fn run_on<A: Appliance, P: PmuPolicy>(
                 if let Some(state) = state {
                     vcpu.restore_pmu(&state, world).expect("its own");
                     assert_eq!(vcpu.save_pmu(world), Some(state));
+                }
+                let events = vcpu.save_paravirt();
+                assert_eq!(events.is_some(), P::PARAVIRTUAL);
+                if let Some(events) = events {
+                    vcpu.restore_paravirt(&events, world).expect("its own");
+                    assert_eq!(vcpu.save_paravirt(), Some(events));
                 }
             }
             outcome => panic!("the guest ended with {outcome:?}"),

@@ -130,8 +130,12 @@ impl<P: PmuPolicy> Pmu<P> {
     #[cold]
     fn pay(&mut self, hardware: &mut impl PmuHardware) {
         let Some(pmu) = self.host else { return };
+        let mut overflowed = 0;
         for bit in ones(self.owed.counters) {
-            self.advance(bit, 0, &pmu, hardware);
+            overflowed |= u64::from(self.advance(bit, 0, &pmu, hardware)) << bit;
+        }
+        if overflowed != 0 && pmu.has_status_set() {
+            hardware.write_pmu(PmuRegister::StatusSet, overflowed);
         }
     }
 
@@ -243,6 +247,21 @@ mod tests {
         rig.step(&mut guest, 3, &ONE);
         rig.exit(&mut guest, 3, false);
         assert_eq!(rig.rdpmc(&mut guest, 0), Ok(5));
+    }
+
+    /// A26: without full-width writes a counter waits at bit 31, and once the guest has written to it, it may run over as it
+    /// is paid.
+    #[test]
+    fn a_counter_that_runs_over_as_it_is_paid_says_so() {
+        let (mut rig, mut guest) = counting(4, false, INSTRUCTIONS, (1 << 31) - 1);
+        rig.exit(&mut guest, 3, false);
+        assert_eq!(rig.rdpmc(&mut guest, 0), Ok((1 << 31) - 1));
+        rig.wrmsr(&mut guest, COUNTER, u64::MAX).expect("legal");
+        rig.wrmsr(&mut guest, SELECTOR + 1, INSTRUCTIONS | EventSelector::INTERRUPT).expect("legal");
+        rig.wrmsr(&mut guest, COUNTER + 1, u64::MAX).expect("legal");
+        rig.wrmsr(&mut guest, CONTROL, 2).expect("legal");
+        rig.step(&mut guest, 3, &ONE);
+        assert_eq!((rig.rdpmc(&mut guest, 0), guest.interrupts, rig.rdmsr(&mut guest, STATUS)), (Ok(0), 1, Ok(0b11)));
     }
 
     /// A18, 1.4.2: a count above bit 31 cannot be written without full-width writes, nor a status before version 4: who is in

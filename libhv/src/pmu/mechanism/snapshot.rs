@@ -257,7 +257,9 @@ mod tests {
             here.resume(&mut guest);
             here.wrmsr(&mut guest, 0x186, INSTRUCTIONS | EventSelector::INTERRUPT).expect("legal");
             here.wrmsr(&mut guest, 0xC1, before.wrapping_neg()).expect("legal");
-            here.wrmsr(&mut guest, 0x38F, 1).expect("legal");
+            here.wrmsr(&mut guest, 0x309, before.wrapping_neg() & (1 << 48) - 1).expect("legal");
+            here.wrmsr(&mut guest, 0x38D, 0b11).expect("legal");
+            here.wrmsr(&mut guest, 0x38F, 1 << 32 | 1).expect("legal");
             let mut interrupts = 0;
             for (exits, moves) in &executed {
                 if *exits {
@@ -274,8 +276,9 @@ mod tests {
                 }
             }
             (0..6).for_each(|_| here.step(&mut guest, 3, &ONE));
-            prop_assert_eq!(here.rdpmc(&mut guest, 0), Ok(executed.len() as u64 + 6 - before));
-            prop_assert_eq!((interrupts + guest.interrupts, here.rdmsr(&mut guest, 0x38E)), (1, Ok(1)));
+            let counted = [0, 0x4000_0000].map(|n| here.rdpmc(&mut guest, n));
+            prop_assert_eq!(counted, [Ok(executed.len() as u64 + 6 - before); 2]);
+            prop_assert_eq!((interrupts + guest.interrupts, here.rdmsr(&mut guest, 0x38E)), (1, Ok(1 << 32 | 1)));
         }
     }
 

@@ -128,6 +128,7 @@ fn a_snapshot_sets_no_bit_of_the_debug_control_that_the_guest_could_not() {
 /// Requirement B7: events count on, overflow where they would have, and the page of counters is where it was.
 #[test]
 fn paravirtual_events_come_out_of_a_snapshot() {
+    const CPUIDS: u32 = PAGE + 0x100;
     const TOTAL: u32 = 71 + 1 + 1 + 36 + 1 + 1 + CALL - 1;
     for registers in both() {
         let counts = |policy: fn() -> _, field: u32| {
@@ -138,19 +139,37 @@ fn paravirtual_events_come_out_of_a_snapshot() {
             rounds(&mut first, 10);
             first.ops(&[Op::Hlt]);
             rounds(&mut second, 5);
-            second.store(PAGE + 0x100, Width::Dword, 7);
+            second.store(CPUIDS, Width::Dword, 7);
             call(&mut second, DISABLE, 3, 0);
             second.ops(&[Op::Load(field, Width::Dword)]);
             end(&mut second);
             moved(policy, registers, &first, &second)
         };
         let paravirtual = || Paravirtual::on(());
-        assert_eq!(counts(paravirtual, PAGE + 0x100).0, 15, "CPUID, on both machines; the guest's write is ignored");
         assert_eq!(counts(paravirtual, result(3) + 0x10).0, TOTAL, "on {:?}", registers.vendor);
         let (overflows, place) = counts(paravirtual, result(3) + 0x18);
         assert_eq!(overflows, TOTAL / 50);
+        let cpuids = place.memory.read_number(Gpa::new(CPUIDS.into()), Width::Qword);
+        assert_eq!(cpuids, Ok(15), "the guest's write is ignored");
         let left = place.machine.pmu(|pmu| [pmu.host_read(registers.selector), pmu.host_read(registers.counter)]);
         assert_eq!(left, [0, 0], "nothing of it stays in the processor");
+    }
+}
+
+/// Requirement B7: the page alone, which each exit brings up to date, of a guest that counts by itself.
+#[test]
+fn a_page_of_counters_counts_on_after_a_snapshot() {
+    for registers in both() {
+        let (mut first, mut second) = (begin(), begin());
+        call(&mut first, PAGE_CALL, 0, PAGE);
+        rounds(&mut first, 10);
+        first.ops(&[Op::Hlt]);
+        rounds(&mut second, 5);
+        // Reading it is no exit.
+        second.ops(&[Op::Load(PAGE + 0x100, Width::Dword)]);
+        end(&mut second);
+        let policy = || Paravirtual::on(Passthrough::new());
+        assert_eq!(moved(policy, registers, &first, &second).0, 15, "CPUID, on both machines");
     }
 }
 

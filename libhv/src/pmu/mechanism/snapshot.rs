@@ -257,7 +257,7 @@ mod tests {
             here.resume(&mut guest);
             here.wrmsr(&mut guest, 0x186, INSTRUCTIONS | EventSelector::INTERRUPT).expect("legal");
             here.wrmsr(&mut guest, 0xC1, before.wrapping_neg()).expect("legal");
-            here.wrmsr(&mut guest, 0x309, before.wrapping_neg() & (1 << 48) - 1).expect("legal");
+            here.wrmsr(&mut guest, 0x309, before.wrapping_neg() & ((1 << 48) - 1)).expect("legal");
             here.wrmsr(&mut guest, 0x38D, 0b11).expect("legal");
             here.wrmsr(&mut guest, 0x38F, 1 << 32 | 1).expect("legal");
             let mut interrupts = 0;

@@ -256,12 +256,6 @@ impl PmuView {
         Self { beside: true, ..self.without_freezing() }
     }
 
-    /// Returns whether the guest's status is the processor's.
-    #[inline]
-    pub fn passes_status(&self) -> bool {
-        self.matches_hardware() && !self.beside
-    }
-
     /// Notes whether entries and exits find IA32_PERF_GLOBAL_CTRL in a list of MSRs.
     #[must_use]
     pub fn switched_by_list(self, listed: bool) -> Self {
@@ -377,17 +371,6 @@ impl PmuView {
             Maker::Amd => 0,
         }
     }
-    /// Returns the bits of IA32_DEBUGCTL that the guest may set for its PMU (T-A24): freezing on an interrupt, from
-    /// version 2 on with IA32_PERF_CAPABILITIES, and the records' where there are any: an entry with a bit that the
-    /// processor lacks is refused. FREEZE_WHILE_SMM is the host's (T-A23).
-    pub fn debugctl_bits(&self) -> u64 {
-        if self.guest.maker != Maker::Intel || self.guest.version < 2 || !self.shows_capabilities() {
-            return 0;
-        }
-        let counters = if self.freezes { FREEZE_PERFMON_ON_PMI } else { 0 };
-        counters | if self.shows_lbr() { FREEZE_LBRS_ON_PMI } else { 0 }
-    }
-
     // Registers
 
     /// Returns whether the guest has a register.

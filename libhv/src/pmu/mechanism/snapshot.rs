@@ -289,10 +289,10 @@ mod tests {
             let mut rig = Rig::intel(intel::Config::default());
             let mut guest = rig.guest(Passthrough::new());
             rig.resume(&mut guest);
-            let mut state = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+            let mut state = guest.mechanism.save(0, &rig.registers, &mut rig.host).expect("a PMU");
             state.pending = pending;
             guest.mechanism.restore(&state, &mut rig.registers, &mut rig.host).expect("legal");
-            assert_eq!(guest.mechanism.save(&rig.registers, &mut rig.host), Some(state));
+            assert_eq!(guest.mechanism.save(0, &rig.registers, &mut rig.host), Some(state));
             for _ in 0..2 {
                 rig.enter(&mut guest);
                 assert_eq!(guest.interrupts, u64::from(pending));
@@ -306,14 +306,14 @@ mod tests {
         let mut rig = Rig::intel(intel::Config::default());
         let (mut guest, mut other) = (rig.guest(Passthrough::new()), rig.guest(Passthrough::new()));
         rig.resume(&mut guest);
-        let before = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+        let before = guest.mechanism.save(0, &rig.registers, &mut rig.host).expect("a PMU");
         rig.wrmsr(&mut guest, 0x4C1, 7).expect("legal");
         rig.pause(&mut guest);
         rig.resume(&mut other);
         guest.mechanism.restore(&before, &mut rig.registers, &mut rig.host).expect("its own");
         rig.pause(&mut other);
         rig.resume(&mut guest);
-        assert_eq!(guest.mechanism.save(&rig.registers, &mut rig.host), Some(before));
+        assert_eq!(guest.mechanism.save(0, &rig.registers, &mut rig.host), Some(before));
     }
 
     /// The filter sees a snapshot as it sees a guest.
@@ -332,7 +332,7 @@ mod tests {
         // Of the fixed-function counters only the first is permitted.
         let mut guest = rig.guest(Filtered::new(&EventFilter::allow(&[]).fixed(0b1)).expect("legal"));
         rig.resume(&mut guest);
-        let mut state = guest.mechanism.save(&rig.registers, &mut rig.host).expect("a PMU");
+        let mut state = guest.mechanism.save(0, &rig.registers, &mut rig.host).expect("a PMU");
         state.registers.fixed_control = 0xBBB;
         guest.mechanism.restore(&state, &mut rig.registers, &mut rig.host).expect("a guest could write it");
         rig.enter(&mut guest);

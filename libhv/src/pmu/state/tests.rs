@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::hw::pmu::GlobalSwitch;
-use crate::pmu::capability::FULL_WIDTH_WRITES;
 use crate::pmu::capability::processors::INTEL;
 use crate::pmu::view::tests::any_view;
 use crate::pmu::{PmuCapability, PmuShare};

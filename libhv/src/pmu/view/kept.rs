@@ -1,10 +1,21 @@
 //! What a snapshot keeps of what a register holds, and what it may hold for a restore: one judgement, which is that of the
 //! guest's own WRMSR.
 
-use super::{Fault, PmuView};
+use super::{FREEZE_LBRS_ON_PMI, FREEZE_PERFMON_ON_PMI, Fault, PmuView};
 use crate::pmu::registers::{Maker, PmuRegister};
 
 impl PmuView {
+    /// Returns the bits of IA32_DEBUGCTL that the guest may set for its PMU (T-A24): freezing on an interrupt, from
+    /// version 2 on with IA32_PERF_CAPABILITIES, and the records' where there are any: an entry with a bit that the
+    /// processor lacks is refused. FREEZE_WHILE_SMM is the host's (T-A23).
+    pub fn debugctl_bits(&self) -> u64 {
+        if self.guest.maker != Maker::Intel || self.guest.version < 2 || !self.shows_capabilities() {
+            return 0;
+        }
+        let counters = if self.freezes { FREEZE_PERFMON_ON_PMI } else { 0 };
+        counters | if self.shows_lbr() { FREEZE_LBRS_ON_PMI } else { 0 }
+    }
+
     /// Returns what of a register's value the guest can have brought about; 0 where it has no such register.
     ///
     /// That is what [`validate_write`](Self::validate_write) accepts, and further what a counter comes to that counts

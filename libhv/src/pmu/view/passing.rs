@@ -18,6 +18,12 @@ impl PmuView {
             && guest.fixed_width == host.fixed_width
     }
 
+    /// Returns whether the guest's status is the processor's.
+    #[inline]
+    fn passes_status(&self) -> bool {
+        self.matches_hardware() && !self.beside
+    }
+
     /// Returns whether RDPMC does not leave the guest. It does where it reads what is not the guest's: performance
     /// metrics (A8), or what cores share.
     #[inline]

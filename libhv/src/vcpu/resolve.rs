@@ -39,7 +39,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Asks the rooms in their order.
     #[inline(always)]
     pub(super) fn resolve<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
-        match self.appliance.on_exit(exit, &mut self.backend) {
+        match self.ask_appliance(*exit) {
             Resolution::NotMine => {}
             answer => return answer.after(exit),
         }
@@ -53,6 +53,13 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             Exit::ApicWrite { offset } => self.apic_write(offset, world, now),
             _ => self.resolve_further(exit, world, now),
         }
+    }
+
+    /// It gets a copy: of what an appliance shows to others the compiler knows nothing any more, and the code after this is
+    /// made for each kind of exit.
+    #[inline(always)]
+    fn ask_appliance(&mut self, exit: Exit) -> Resolution {
+        self.appliance.on_exit(&exit, &mut self.backend)
     }
 
     /// The less frequent kinds of exit.

@@ -4,7 +4,7 @@
 
 use crate::exit::Exit;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 /// The kinds of exit that are counted, one for each variant of [`Exit`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,40 +89,56 @@ pub struct Count {
 impl Count {
     /// Returns what an exit costs on the average, in ticks; 0 where none happened.
     pub fn ticks_each(&self) -> u64 {
-        self.ticks.checked_div(self.exits.div_ceil(MEASURED)).unwrap_or(0)
+        self.ticks.checked_div(self.exits.div_ceil(MEASURED.into())).unwrap_or(0)
     }
 }
 
 /// Of so many exits of a kind one is measured: to read the counter twice would be a good part of the cost.
-pub const MEASURED: u64 = 16;
+pub const MEASURED: u8 = 16;
 
 /// Exits kept for each virtual processor; a power of two.
 const KEPT: usize = 32;
 /// Virtual processors whose last exits are kept; those beyond share rings.
 const RINGS: usize = 16;
 
-/// The last exits of a virtual processor.
+/// The last exits of a virtual processor: where the guest stood, and the kind.
 #[derive(Debug)]
 struct Ring {
     next: AtomicUsize,
-    records: [[AtomicU64; 2]; KEPT],
+    rips: [AtomicU64; KEPT],
+    kinds: [AtomicU8; KEPT],
 }
 
-static LAST: [Ring; RINGS] =
-    [const { Ring { next: AtomicUsize::new(0), records: [const { [const { AtomicU64::new(0) }; 2] }; KEPT] } }; RINGS];
+static LAST: [Ring; RINGS] = [const {
+    Ring {
+        next: AtomicUsize::new(0),
+        rips: [const { AtomicU64::new(0) }; KEPT],
+        kinds: [const { AtomicU8::new(0) }; KEPT],
+    }
+}; RINGS];
+
+/// What of a kind of exit has been measured.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    exits: u64,
+    ticks: u64,
+}
 
 /// What a virtual processor has been through.
 #[derive(Debug)]
 pub struct Trace {
-    counts: [Count; KINDS],
+    /// Exits of each kind until one is measured, that one included. They are all that an exit counts: how many there were
+    /// follows from them and the number of those measured.
+    until_measured: [u8; KINDS],
+    measured: [Measured; KINDS],
     ring: &'static Ring,
 }
 
 impl Trace {
     /// Starts with all counters at 0. `processor` is the index of the virtual processor.
     pub const fn new(processor: usize) -> Self {
-        let counts = [const { Count { exits: 0, ticks: 0 } }; KINDS];
-        Self { counts, ring: &LAST[processor % RINGS] }
+        let measured = [const { Measured { exits: 0, ticks: 0 } }; KINDS];
+        Self { until_measured: [1; KINDS], measured, ring: &LAST[processor % RINGS] }
     }
 
     /// Takes down an exit: its kind, and where the guest stood.
@@ -130,36 +146,44 @@ impl Trace {
     pub(crate) fn left(&mut self, kind: Kind, rip: u64) {
         let next = self.ring.next.load(Ordering::Relaxed);
         self.ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
-        let [rip_slot, kind_slot] = &self.ring.records[next % KEPT];
-        rip_slot.store(rip, Ordering::Relaxed);
-        kind_slot.store(kind as u64, Ordering::Relaxed);
+        self.ring.rips[next % KEPT].store(rip, Ordering::Relaxed);
+        self.ring.kinds[next % KEPT].store(kind as u8, Ordering::Relaxed);
     }
 
     /// Takes down that an exit has been handled; `ticks` tells in how many, where that is measured.
     #[inline(always)]
     pub(crate) fn handled(&mut self, kind: Kind, ticks: impl FnOnce() -> u64) {
-        let count = &mut self.counts[kind as usize];
-        if count.exits.is_multiple_of(MEASURED) {
-            count.ticks += ticks();
+        let until = &mut self.until_measured[kind as usize];
+        *until = until.wrapping_sub(1);
+        if *until == 0 {
+            *until = MEASURED;
+            let measured = &mut self.measured[kind as usize];
+            measured.exits += 1;
+            measured.ticks += ticks();
         }
-        count.exits += 1;
     }
 
     /// Returns how often exits of a kind happened, and what they cost.
     pub fn count(&self, kind: Kind) -> Count {
-        self.counts[kind as usize]
+        self.counts(kind as usize)
+    }
+
+    fn counts(&self, kind: usize) -> Count {
+        let (until, Measured { exits, ticks }) = (self.until_measured[kind], self.measured[kind]);
+        // The first of all is measured, and of those measured last all but the ones to come have happened.
+        Count { exits: exits * u64::from(MEASURED) + 1 - u64::from(until), ticks }
     }
 
     /// Returns the number of all exits.
     pub fn exits(&self) -> u64 {
-        self.counts.iter().map(|count| count.exits).sum()
+        (0..KINDS).map(|kind| self.counts(kind).exits).sum()
     }
 }
 
 /// A line for each kind of exit that happened, the most frequent first.
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut counts = self.counts;
+        let mut counts: [Count; KINDS] = core::array::from_fn(|kind| self.counts(kind));
         loop {
             let most = (0..KINDS).rev().max_by_key(|&kind| counts[kind].exits).unwrap_or(0);
             let count = core::mem::take(&mut counts[most]);
@@ -167,7 +191,7 @@ impl fmt::Display for Trace {
                 return Ok(());
             }
             let (exits, each) = (count.exits, count.ticks_each());
-            writeln!(f, "{:18} {exits:>10} exits {each:>8} ticks each", name(most as u64))?;
+            writeln!(f, "{:18} {exits:>10} exits {each:>8} ticks each", name(most))?;
         }
     }
 }
@@ -201,8 +225,8 @@ const NAMES: [&str; KINDS] = [
     "unhandled",
 ];
 
-fn name(kind: u64) -> &'static str {
-    NAMES.get(kind as usize).copied().unwrap_or("?")
+fn name(kind: usize) -> &'static str {
+    NAMES.get(kind).copied().unwrap_or("?")
 }
 
 /// Returns how many exits of a virtual processor have begun since the image started, modulo 2^64.
@@ -219,9 +243,9 @@ pub fn last_exits(to: &mut dyn fmt::Write) -> fmt::Result {
     for (processor, ring) in LAST.iter().enumerate() {
         let next = ring.next.load(Ordering::Relaxed);
         for position in next.saturating_sub(KEPT)..next {
-            let [rip, kind] = &ring.records[position % KEPT];
-            let (rip, kind) = (rip.load(Ordering::Relaxed), kind.load(Ordering::Relaxed));
-            writeln!(to, "processor {processor} exit {position}: {} at {rip:#x}", name(kind))?;
+            let rip = ring.rips[position % KEPT].load(Ordering::Relaxed);
+            let kind = ring.kinds[position % KEPT].load(Ordering::Relaxed);
+            writeln!(to, "processor {processor} exit {position}: {} at {rip:#x}", name(kind.into()))?;
         }
     }
     Ok(())
@@ -247,5 +271,15 @@ mod tests {
         assert_eq!(trace.count(Kind::Halt), Count { exits: 37, ticks: 3 * 7 }, "exits 0, 16 and 32 are measured");
         assert_eq!((trace.count(Kind::Halt).ticks_each(), trace.count(Kind::Nmi).ticks_each()), (7, 0));
         assert_eq!(trace.exits(), KEPT as u64 + 5);
+    }
+
+    #[test]
+    fn every_exit_is_counted_whether_it_is_measured_or_not() {
+        let mut trace = Trace::new(4);
+        for number in 0..100 {
+            let expected = Count { exits: number, ticks: number.div_ceil(16) };
+            assert_eq!((trace.count(Kind::Cpuid), trace.exits()), (expected, number));
+            trace.handled(Kind::Cpuid, || 1);
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::exit::Msr;
 use crate::hw::bare;
 use crate::memory::{FrameSource, Frames};
 use crate::registers::CR4_VMXE;
+use core::hint::assert_unchecked;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use x86_64::PhysAddr;
@@ -122,7 +123,12 @@ impl Vmcs {
     #[inline]
     pub(super) fn read<V: Value, A>(&self, field: Field<V, A>) -> V {
         // SAFETY: the VMCS is current, see the type.
-        V::from_word(unsafe { instructions::vmread(field.encoding()) })
+        let word = unsafe { instructions::vmread(field.encoding()) };
+        let value = V::from_word(word);
+        // SAFETY: VMREAD clears the bits of its destination beyond the field's (SDM Vol. 3C 31.3 "VMREAD"), so that none is
+        // lost. Said so, no instruction clears them again.
+        unsafe { assert_unchecked(value.word() == word) }
+        value
     }
 
     /// Writes a field of the guest's.

@@ -322,7 +322,7 @@ impl Backend for Svm {
                     other => handler.handle(other),
                 },
                 _ => match handler.backend().sort()? {
-                    Some(exit) => handler.handle(exit),
+                    Some(exit) => handler.handle_rare(exit),
                     None => continue,
                 },
             });

@@ -30,6 +30,10 @@ pub trait Handler<B> {
 
     /// Sees to one exit.
     fn handle(self, exit: Exit) -> Self::Answer;
+
+    /// Sees to one exit that is none of CPUID, RDMSR, WRMSR, a port, a nested page fault, a hypercall and an APIC write:
+    /// [`handle`](Self::handle) without the code for these, for a backend that calls it for each of them.
+    fn handle_rare(self, exit: Exit) -> Self::Answer;
 }
 
 /// One virtual processor on one vendor's hardware, or in `sim`.

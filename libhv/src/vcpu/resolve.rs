@@ -36,14 +36,20 @@ impl Bus for DeviceBus<'_> {
 }
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
-    /// Asks the rooms in their order.
+    /// Asks the rooms in their order. There is no code for the frequent kinds of exit where this is of a rare one.
     #[inline(always)]
-    pub(super) fn resolve<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    pub(super) fn resolve<const RARE: bool, H: Host>(
+        &mut self,
+        exit: &Exit,
+        world: &mut World<'_, H>,
+        now: Tsc,
+    ) -> Resolution {
         match self.ask_appliance(*exit) {
             Resolution::NotMine => {}
             answer => return answer.after(exit),
         }
         match *exit {
+            _ if RARE => self.resolve_further(exit, world, now),
             Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
             Exit::PortIo(access) => self.port(access, world, now),
             Exit::Rdmsr(msr) => self.read_msr(msr, world, now),

@@ -27,6 +27,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_
 
     #[inline(always)]
     fn handle(self, exit: Exit) {
+        self.see_to::<false>(exit);
+    }
+
+    #[inline(always)]
+    fn handle_rare(self, exit: Exit) {
+        self.see_to::<true>(exit);
+    }
+}
+
+impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Once<'_, '_, B, A, P, H> {
+    /// Sees to an exit, which is of a rare kind or may be of any.
+    #[inline(always)]
+    fn see_to<const RARE: bool>(self, exit: Exit) {
         let Self { vcpu, world } = self;
         let (kind, left_at) = (Kind::from(&exit), world.host.now());
         vcpu.resume_host(world);
@@ -36,7 +49,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Handler<B> for Once<'_, '_
         if left_at >= vcpu.due {
             vcpu.pass_time(world, left_at);
         }
-        let resolution = vcpu.resolve(&exit, world, left_at);
+        let resolution = vcpu.resolve::<RARE, H>(&exit, world, left_at);
         if let Some(reason) = vcpu.apply(resolution, &exit, rip, world) {
             return vcpu.end(reason);
         }

@@ -49,11 +49,11 @@ impl VectorState for Vmx {
 #[inline(never)]
 fn handle_apart<T: Handler<Vmx>>(mut handler: T, reason: u32) -> Result<T::Answer, EntryFailure> {
     const APIC_WRITE: u32 = ExitReason::APIC_WRITE.0 as u32;
-    let exit = match reason {
-        APIC_WRITE => return Ok(handle_apic_write(handler)),
-        _ => handler.backend().sort(reason)?,
-    };
-    Ok(handler.handle(exit))
+    if reason == APIC_WRITE {
+        return Ok(handle_apic_write(handler));
+    }
+    let exit = handler.backend().sort(reason)?;
+    Ok(handler.handle_rare(exit))
 }
 
 /// Handles an APIC write, the one frequent kind of them.

@@ -261,22 +261,38 @@ impl Svm {
 
     /// Returns what an exit means; `None` for one that is this backend's own, after which the guest goes on.
     #[inline(never)]
-    fn sort(&mut self) -> core::result::Result<Option<Exit>, EntryFailure> {
+    fn sort(&mut self) -> Option<Exit> {
         let raw = self.raw_exit();
-        if let Some(refusal) = decode::refusal(raw.code) {
-            return Err(EntryFailure::InvalidState(RawExit { code: refusal, ..raw }));
-        }
         if raw.code == code::IRET {
             self.step_to_nmi(true);
-            return Ok(None);
+            return None;
         }
         if let NmiState::Stepping { own_trap, over_iret } = self.nmi
             && raw.code == code::EXCEPTION + u64::from(DEBUG)
             && !self.stepped(own_trap, over_iret)
         {
-            return Ok(Some(Exit::NmiWindow));
+            return Some(Exit::NmiWindow);
         }
-        Ok(Some(decode::decode(&raw, self.operands())))
+        Some(decode::decode(&raw, self.operands()))
+    }
+}
+
+/// Handles the kinds of exit that have no code of their own in the loop: there it would cost the others registers.
+#[inline(never)]
+fn handle_apart<T: Handler<Svm>>(handler: T, exit: Exit) -> core::result::Result<T::Answer, EntryFailure> {
+    not_refused(&exit)?;
+    Ok(handler.handle_rare(exit))
+}
+
+/// A VMRUN that the processor has refused has a code of its own, and is no exit.
+#[inline]
+fn not_refused(exit: &Exit) -> core::result::Result<(), EntryFailure> {
+    match exit {
+        Exit::Unhandled(raw) => match decode::refusal(raw.code) {
+            Some(code) => Err(EntryFailure::InvalidState(RawExit { code, ..*raw })),
+            None => Ok(()),
+        },
+        _ => Ok(()),
     }
 }
 
@@ -298,8 +314,8 @@ impl Backend for Svm {
     fn enter(&mut self) -> core::result::Result<Exit, EntryFailure> {
         loop {
             self.leave();
-            if let Some(exit) = self.sort()? {
-                return Ok(exit);
+            if let Some(exit) = self.sort() {
+                return not_refused(&exit).map(|()| exit);
             }
         }
     }
@@ -321,8 +337,8 @@ impl Backend for Svm {
                     Exit::PortIo(access) => handler.handle(Exit::PortIo(access)),
                     other => handler.handle(other),
                 },
-                _ => match handler.backend().sort()? {
-                    Some(exit) => handler.handle_rare(exit),
+                _ => match handler.backend().sort() {
+                    Some(exit) => return handle_apart(handler, exit),
                     None => continue,
                 },
             });

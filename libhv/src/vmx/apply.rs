@@ -52,7 +52,10 @@ fn handle_apart<T: Handler<Vmx>>(mut handler: T, reason: u32) -> Result<T::Answe
     if reason == APIC_WRITE {
         return Ok(handle_apic_write(handler));
     }
-    let exit = handler.backend().sort(reason)?;
+    if reason & ENTRY_FAILURE != 0 {
+        return Err(handler.backend().refused());
+    }
+    let exit = handler.backend().sort(reason);
     Ok(handler.handle_rare(exit))
 }
 
@@ -94,7 +97,7 @@ impl Backend for Vmx {
 
     fn enter(&mut self) -> Result<Exit, EntryFailure> {
         let reason = self.leave()?;
-        self.sort(reason)
+        if reason & ENTRY_FAILURE != 0 { Err(self.refused()) } else { Ok(self.sort(reason)) }
     }
 
     #[inline(always)]
@@ -317,8 +320,8 @@ impl Vmx {
 
     /// Returns what an exit means.
     #[inline(never)]
-    fn sort(&mut self, reason: u32) -> Result<Exit, EntryFailure> {
-        if reason & ENTRY_FAILURE != 0 { Err(self.refused()) } else { Ok(decode::decode(reason, self)) }
+    fn sort(&mut self, reason: u32) -> Exit {
+        decode::decode(reason, self)
     }
 
     /// Enters for the first time, after VMRESUME has failed.

@@ -146,8 +146,9 @@ impl Trace {
     pub(crate) fn left(&mut self, kind: Kind, rip: u64) {
         let next = self.ring.next.load(Ordering::Relaxed);
         self.ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
-        self.ring.rips[next % KEPT].store(rip, Ordering::Relaxed);
-        self.ring.kinds[next % KEPT].store(kind as u8, Ordering::Relaxed);
+        let position = next % KEPT;
+        self.ring.rips[position].store(rip, Ordering::Relaxed);
+        self.ring.kinds[position].store(kind as u8, Ordering::Relaxed);
     }
 
     /// Takes down that an exit has been handled; `ticks` tells in how many, where that is measured.

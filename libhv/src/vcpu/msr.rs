@@ -220,7 +220,7 @@ impl Msrs {
     }
 
     /// Returns what RDMSR of `msr` gives. `context` is asked only where the answer depends on it.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, msr: Msr, context: impl FnOnce() -> MsrContext) -> MsrRead {
         match msr.0 {
             index::FS_BASE..=index::KERNEL_GS_BASE
@@ -258,7 +258,7 @@ impl Msrs {
     }
 
     /// Returns what WRMSR of `value` to `msr` does. What is held here has been written by then.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, msr: Msr, value: u64, context: impl FnOnce() -> MsrContext) -> MsrWrite {
         let switched = |legal: bool| if legal { MsrWrite::Switched(value) } else { MsrWrite::Fault };
         let done = |legal: bool| if legal { MsrWrite::Done } else { MsrWrite::Fault };

@@ -13,6 +13,26 @@ use crate::time::Tsc;
 /// What RAX holds after a hypercall that nobody knows: -1.
 pub const UNKNOWN_HYPERCALL: u64 = u64::MAX;
 
+/// Has code of its own for each of the MSRs that guests access most: with a constant for it the lists are not searched.
+macro_rules! frequent {
+    ($msr:ident, $known:ident => $one:expr, $other:expr) => {
+        frequent! {
+            $msr, $known => $one, $other;
+            FS_BASE GS_BASE KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP STAR LSTAR CSTAR FMASK PAT DEBUGCTL
+            APIC_BASE TSC_DEADLINE
+        }
+    };
+    ($msr:ident, $known:ident => $one:expr, $other:expr; $($name:ident)*) => {
+        match $msr.0 {
+            $(index::$name => {
+                let $known = Msr(index::$name);
+                $one
+            })*
+            _ => $other,
+        }
+    };
+}
+
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Resolution {
@@ -66,25 +86,47 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     #[inline(always)]
     pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Resolution {
-        // The local APIC's are the most frequent by far, and found without the list.
-        let answer = if LocalApic::owns(msr) {
-            self.before_apic_read(msr, world);
-            match world.chipset.read_msr(self.index, msr, now) {
-                Some(Ok(deadline)) if msr.0 == index::TSC_DEADLINE => Some(self.guest_deadline(deadline)),
-                Some(Ok(value)) => Some(value),
-                _ => None,
-            }
+        // The local APIC's in x2APIC mode are the most frequent by far, and found without the list.
+        let answer = if LocalApic::owns_in_x2apic_mode(msr) {
+            self.read_apic_msr(msr, world, now)
         } else {
-            match self.msrs.read(msr, || context(&self.backend, now)) {
-                MsrRead::Value(value) => Some(value),
-                MsrRead::Switched => self.backend.switched_msr(msr),
-                MsrRead::Fault if Pmu::<P>::PRESENT => self.read_pmu_msr(msr),
-                MsrRead::LocalApic | MsrRead::Fault => None,
-            }
+            frequent! { msr, known => self.read_listed_msr(known, world, now), self.read_other_msr(msr, world, now) }
         };
         let Some(value) = answer else { return Resolution::Inject(Event::GENERAL_PROTECTION) };
         self.backend.set_edx_eax(value);
         Resolution::Complete
+    }
+
+    #[inline(never)]
+    fn read_other_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Option<u64> {
+        self.read_listed_msr(msr, world, now)
+    }
+
+    #[inline(always)]
+    fn read_listed_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Option<u64> {
+        match self.msrs.read(msr, || context(&self.backend, now)) {
+            MsrRead::Value(value) => Some(value),
+            MsrRead::Switched => self.backend.switched_msr(msr),
+            MsrRead::LocalApic => self.read_apic_control(msr, world, now),
+            MsrRead::Fault if Pmu::<P>::PRESENT => self.read_pmu_msr(msr),
+            MsrRead::Fault => None,
+        }
+    }
+
+    #[inline(always)]
+    fn read_apic_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Option<u64> {
+        self.before_apic_read(msr, world);
+        world.chipset.read_msr(self.index, msr, now)?.ok()
+    }
+
+    /// IA32_APIC_BASE and IA32_TSC_DEADLINE, which there are in every mode.
+    #[inline(always)]
+    fn read_apic_control<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Option<u64> {
+        if msr.0 == index::APIC_BASE {
+            return world.chipset.local_apic(self.index).map(|apic| apic.base());
+        }
+        let deadline = world.chipset.read_msr(self.index, msr, now)?.ok()?;
+        Some(self.guest_deadline(deadline))
     }
 
     #[inline(always)]
@@ -95,9 +137,26 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         world: &mut World<'_, H>,
         now: Tsc,
     ) -> Resolution {
-        if LocalApic::owns(msr) {
+        if LocalApic::owns_in_x2apic_mode(msr) {
             return self.write_apic_msr(msr, value, world, now);
         }
+        frequent! {
+            msr, known => self.write_listed_msr(known, value, world, now),
+            match self.write_other_msr(msr, value, world, now) {
+                // Said so, the others are known to be no more than that.
+                Resolution::Complete => Resolution::Complete,
+                answer => answer,
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn write_other_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        self.write_listed_msr(msr, value, world, now)
+    }
+
+    #[inline(always)]
+    fn write_listed_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         let done = match self.msrs.write(msr, value, || context(&self.backend, now)) {
             MsrWrite::Done => true,
             MsrWrite::Switched(value) => self.backend.set_switched_msr(msr, value),
@@ -110,7 +169,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 true
             }
             MsrWrite::Fault if Pmu::<P>::PRESENT => return self.write_pmu_msr(msr, value, world),
-            MsrWrite::LocalApic | MsrWrite::Fault => false,
+            MsrWrite::LocalApic => return self.write_apic_control(msr, value, world, now),
+            MsrWrite::Fault => false,
         };
         if done { Resolution::Complete } else { Resolution::Inject(Event::GENERAL_PROTECTION) }
     }
@@ -118,10 +178,6 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
         self.before_apic_write(msr, world);
-        // Those that there are in every mode lie below.
-        if msr.0 < index::X2APIC_FIRST {
-            return self.write_apic_control(msr, value, world, now);
-        }
         let written = world.chipset.write_msr(self.index, msr, value, now);
         if !matches!(written, Some(Ok(()))) {
             return Resolution::Inject(Event::GENERAL_PROTECTION);
@@ -132,6 +188,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// IA32_APIC_BASE and IA32_TSC_DEADLINE, which there are in every mode.
     #[inline(never)]
     fn write_apic_control<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+        self.before_apic_write(msr, world);
         let deadline = msr.0 == index::TSC_DEADLINE;
         let value = if deadline { self.host_deadline(value, now) } else { value };
         self.take_apic(world);

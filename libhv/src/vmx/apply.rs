@@ -220,10 +220,12 @@ impl Backend for Vmx {
         self.msrs.pass(msr.msr().0, read, write);
     }
 
+    #[inline(always)]
     fn switched_msr(&self, msr: Msr) -> Option<u64> {
         msr::read(&self.vmcs, msr, self.tsc_aux)
     }
 
+    #[inline(always)]
     fn set_switched_msr(&mut self, msr: Msr, value: u64) -> bool {
         msr::write(&mut self.vmcs, msr, value, self.tsc_aux)
     }

@@ -36,6 +36,7 @@ fn resident(msr: Msr, value: u64, tsc_aux: bool) -> Option<u64> {
 
 /// Reads an MSR of the guest's; `None` for one that is not switched. `tsc_aux` says that the processor has
 /// IA32_TSC_AUX.
+#[inline(always)]
 pub(super) fn read(vmcs: &Vmcs, msr: Msr, tsc_aux: bool) -> Option<u64> {
     Some(match msr.0 {
         SYSENTER_CS => vmcs.read(field::GUEST_SYSENTER_CS).into(),

@@ -15,7 +15,13 @@ impl LocalApic {
     /// Returns whether an MSR belongs to the local APIC: IA32_APIC_BASE, IA32_TSC_DEADLINE and 800H-8FFH.
     #[inline]
     pub const fn owns(msr: Msr) -> bool {
-        msr.0.wrapping_sub(FIRST) < SIZE || msr.0 == IA32_TSC_DEADLINE || msr.0 == IA32_APIC_BASE
+        Self::owns_in_x2apic_mode(msr) || msr.0 == IA32_TSC_DEADLINE || msr.0 == IA32_APIC_BASE
+    }
+
+    /// Returns whether an MSR is one of those that x2APIC mode has: 800H-8FFH.
+    #[inline]
+    pub const fn owns_in_x2apic_mode(msr: Msr) -> bool {
+        msr.0.wrapping_sub(FIRST) < SIZE
     }
 
     /// Reads an MSR; `now` serves the timer.

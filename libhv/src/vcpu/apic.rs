@@ -3,9 +3,10 @@
 //!
 //! The page is true whenever the guest runs: all that changes the local APIC asks for attention, or is seen to here.
 
+use super::answer::Answer;
 use super::{Appliance, Backend, Vcpu, World};
 use crate::devices::lapic::ApicPage;
-use crate::exit::{ApicAccess, NestedPageFault, Resolution};
+use crate::exit::{ApicAccess, NestedPageFault};
 use crate::hw::Host;
 use crate::pmu::PmuPolicy;
 use crate::time::Tsc;
@@ -84,43 +85,38 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// A register has been written in the page, by an instruction that has been executed and counted.
     #[inline(always)]
-    pub(super) fn apic_write<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    pub(super) fn apic_write<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>, now: Tsc) -> Answer {
         if self.armed_again(offset, world) {
-            return Resolution::Retry;
+            return Answer::Retry;
         }
         self.before_page_write(offset, world);
-        let Some(page) = self.apic.served::<B>() else { return Resolution::NotMine };
+        let Some(page) = self.apic.served::<B>() else { return Answer::NotMine };
         if world.chipset.local_apic(self.index).is_some_and(|apic| apic.written_quietly(page, offset)) {
             self.mirror_pmu(world);
-            return Resolution::Retry;
+            return Answer::Retry;
         }
         self.apic_command(offset, world, now)
     }
 
     /// A register has been written that does something.
     #[inline(never)]
-    fn apic_command<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>, now: Tsc) -> Resolution {
-        let Some(page) = self.apic.served::<B>() else { return Resolution::NotMine };
+    fn apic_command<H: Host>(&mut self, offset: u16, world: &mut World<'_, H>, now: Tsc) -> Answer {
+        let Some(page) = self.apic.served::<B>() else { return Answer::NotMine };
         world.chipset.apic_written(self.index, page, offset, now);
         self.mirror_pmu(world);
-        let resolution = self.after_ports(world, Resolution::Retry);
+        let answer = self.after_ports(world, Answer::Retry);
         if !self.attention {
             self.show_apic(world);
         }
-        resolution
+        answer
     }
 
     /// An access that the processor leaves to the hypervisor is emulated, as where there is no page.
     #[cold]
-    pub(super) fn apic_access<H: Host>(
-        &mut self,
-        access: ApicAccess,
-        world: &mut World<'_, H>,
-        now: Tsc,
-    ) -> Resolution {
+    pub(super) fn apic_access<H: Host>(&mut self, access: ApicAccess, world: &mut World<'_, H>, now: Tsc) -> Answer {
         let ApicAccess { offset, write, fetch, page_walk } = access;
         let Some(page) = world.chipset.local_apic(self.index).and_then(|apic| apic.page()) else {
-            return Resolution::NotMine;
+            return Answer::NotMine;
         };
         let gpa = page.wrapping_add(offset.into());
         let fault = NestedPageFault { gpa, gva: None, write, fetch, present: true, page_walk };

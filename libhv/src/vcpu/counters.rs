@@ -1,10 +1,11 @@
 //! The PMU of a virtual processor where it meets the run loop: who owns the registers, the interrupt on its way to the
 //! local APIC, and what the guest's instructions count when the hypervisor executes them.
 
+use super::answer::Answer;
 use super::{Appliance, Backend, Vcpu, World};
 use crate::devices::lapic::LocalApic;
 use crate::error::Result;
-use crate::exit::{Event, Msr, Resolution};
+use crate::exit::{Event, Msr};
 use crate::hw::{Host, PmiRoute};
 use crate::pmu::emulated::EmulatedPmu;
 use crate::pmu::host::Parked;
@@ -152,7 +153,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     /// RDPMC (SDM Vol. 2B "RDPMC").
-    pub(super) fn read_counter(&mut self, ecx: u32) -> Resolution {
+    pub(super) fn read_counter(&mut self, ecx: u32) -> Answer {
         let cr4 = self.backend.control(ControlRegister::Cr4);
         let cpl = self.backend.cpl();
         let value = match &mut self.emulated {
@@ -164,9 +165,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         match value {
             Some(value) => {
                 self.backend.set_edx_eax(value);
-                Resolution::Complete
+                Answer::Complete
             }
-            None => Resolution::Inject(Event::GENERAL_PROTECTION),
+            None => self.raise(Event::GENERAL_PROTECTION),
         }
     }
 
@@ -213,7 +214,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// WRMSR to a register of the PMU: it counts by what it finds there, as in the processor.
     #[cold]
-    pub(super) fn write_pmu_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>) -> Resolution {
+    pub(super) fn write_pmu_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>) -> Answer {
         let retired = Retired { cpl: self.backend.cpl(), branch: false };
         if let Some(emulated) = &mut self.emulated
             && Pmu::<P>::EMULATED
@@ -223,14 +224,15 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             let written = registers!(self, |hardware| emulated.write_msr(msr, value, retired, policy, hardware));
             // A counter may have a deadline now.
             self.attention = true;
-            return written.map_or(Resolution::Inject(Event::GENERAL_PROTECTION), |()| {
-                self.backend.advance(world.memory);
-                Resolution::Retry
-            });
+            if written.is_none() {
+                return self.raise(Event::GENERAL_PROTECTION);
+            }
+            self.backend.advance(world.memory);
+            return Answer::Retry;
         }
         let counting = registers!(self, |hardware| self.pmu.counting(retired, hardware));
         if registers!(self, |hardware| self.pmu.write(msr, value, hardware)).is_none() {
-            return Resolution::Inject(Event::GENERAL_PROTECTION);
+            return self.raise(Event::GENERAL_PROTECTION);
         }
         self.backend.advance(world.memory);
         if counting != 0 {
@@ -239,7 +241,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 self.interrupt_by_counters(world);
             }
         }
-        Resolution::Retry
+        Answer::Retry
     }
 
     /// The host has taken interrupts: one may have been the PMU's.

@@ -1,5 +1,6 @@
 //! A virtual processor: the one run loop, the order in which rooms are asked, and the trait that a backend implements.
 
+mod answer;
 mod apic;
 mod backend;
 pub mod control;

@@ -1,10 +1,11 @@
 //! What a virtual processor answers by itself: CPUID, MSRs, XSETBV, hypercalls.
 
+use super::answer::Answer;
 use super::cpuid::Dynamic;
 use super::msr::{MsrContext, MsrRead, MsrWrite, index};
 use super::{Appliance, Backend, Vcpu, World, xsetbv};
 use crate::devices::lapic::LocalApic;
-use crate::exit::{Event, Msr, Resolution};
+use crate::exit::{Event, Msr};
 use crate::hw::Host;
 use crate::pmu::{Pmu, PmuPolicy};
 use crate::registers::{CR4_OSXSAVE, ControlRegister, Gpr};
@@ -35,7 +36,7 @@ macro_rules! frequent {
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
-    pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Resolution {
+    pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Answer {
         if let Some(&[eax, ebx, ecx, edx]) = self.cpuid.constant(leaf) {
             self.backend.set_gpr(Gpr::Rax, eax.into());
             self.backend.set_gpr(Gpr::Rbx, ebx.into());
@@ -44,7 +45,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         } else {
             self.varying_cpuid(leaf, subleaf);
         }
-        Resolution::Complete
+        Answer::Complete
     }
 
     #[cold]
@@ -61,40 +62,40 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
     }
 
-    pub(super) fn xsetbv(&mut self, xcr: u32, value: u64) -> Resolution {
+    pub(super) fn xsetbv(&mut self, xcr: u32, value: u64) -> Answer {
         let cr4 = self.backend.control(ControlRegister::Cr4);
         match xsetbv::check(cr4, self.backend.cpl(), xcr, value, self.cpuid.xcr0()) {
             Ok(()) => {
                 self.backend.set_xcr0(value);
-                Resolution::Complete
+                Answer::Complete
             }
-            Err(event) => Resolution::Inject(event),
+            Err(event) => self.raise(event),
         }
     }
 
     #[inline(always)]
-    pub(super) fn hypercall<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
+    pub(super) fn hypercall<H: Host>(&mut self, world: &mut World<'_, H>) -> Answer {
         if self.backend.cpl() != 0 {
-            return Resolution::Inject(Event::UNDEFINED);
+            return self.raise(Event::UNDEFINED);
         }
         if P::PARAVIRTUAL {
             return self.paravirtual_call(world);
         }
         self.backend.set_gpr(Gpr::Rax, UNKNOWN_HYPERCALL);
-        Resolution::Complete
+        Answer::Complete
     }
 
     #[inline(always)]
-    pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Answer {
         // The local APIC's in x2APIC mode are the most frequent by far, and found without the list.
         let answer = if LocalApic::owns_in_x2apic_mode(msr) {
             self.read_apic_msr(msr, world, now)
         } else {
             frequent! { msr, known => self.read_listed_msr(known, world, now), self.read_other_msr(msr, world, now) }
         };
-        let Some(value) = answer else { return Resolution::Inject(Event::GENERAL_PROTECTION) };
+        let Some(value) = answer else { return self.raise(Event::GENERAL_PROTECTION) };
         self.backend.set_edx_eax(value);
-        Resolution::Complete
+        Answer::Complete
     }
 
     #[inline(never)]
@@ -130,13 +131,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     #[inline(always)]
-    pub(super) fn write_msr<H: Host>(
-        &mut self,
-        msr: Msr,
-        value: u64,
-        world: &mut World<'_, H>,
-        now: Tsc,
-    ) -> Resolution {
+    pub(super) fn write_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Answer {
         if LocalApic::owns_in_x2apic_mode(msr) {
             return self.write_apic_msr(msr, value, world, now);
         }
@@ -144,19 +139,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             msr, known => self.write_listed_msr(known, value, world, now),
             match self.write_other_msr(msr, value, world, now) {
                 // Said so, the others are known to be no more than that.
-                Resolution::Complete => Resolution::Complete,
+                Answer::Complete => Answer::Complete,
                 answer => answer,
             }
         }
     }
 
     #[inline(never)]
-    fn write_other_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn write_other_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Answer {
         self.write_listed_msr(msr, value, world, now)
     }
 
     #[inline(always)]
-    fn write_listed_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn write_listed_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Answer {
         let done = match self.msrs.write(msr, value, || context(&self.backend, now)) {
             MsrWrite::Done => true,
             MsrWrite::Switched(value) => self.backend.set_switched_msr(msr, value),
@@ -172,36 +167,36 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             MsrWrite::LocalApic => return self.write_apic_control(msr, value, world, now),
             MsrWrite::Fault => false,
         };
-        if done { Resolution::Complete } else { Resolution::Inject(Event::GENERAL_PROTECTION) }
+        if done { Answer::Complete } else { self.raise(Event::GENERAL_PROTECTION) }
     }
 
     #[inline(always)]
-    fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn write_apic_msr<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Answer {
         self.before_apic_write(msr, world);
         let written = world.chipset.write_msr(self.index, msr, value, now);
         if !matches!(written, Some(Ok(()))) {
-            return Resolution::Inject(Event::GENERAL_PROTECTION);
+            return self.raise(Event::GENERAL_PROTECTION);
         }
-        self.after_devices(world, Resolution::Complete)
+        self.after_devices(world, Answer::Complete)
     }
 
     /// IA32_APIC_BASE and IA32_TSC_DEADLINE, which there are in every mode.
     #[inline(never)]
-    fn write_apic_control<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn write_apic_control<H: Host>(&mut self, msr: Msr, value: u64, world: &mut World<'_, H>, now: Tsc) -> Answer {
         self.before_apic_write(msr, world);
         let deadline = msr.0 == index::TSC_DEADLINE;
         let value = if deadline { self.host_deadline(value, now) } else { value };
         self.take_apic(world);
         let written = world.chipset.write_msr(self.index, msr, value, now);
         if !matches!(written, Some(Ok(()))) {
-            return Resolution::Inject(Event::GENERAL_PROTECTION);
+            return self.raise(Event::GENERAL_PROTECTION);
         }
         if deadline {
             self.show_apic(world);
         } else {
             self.follow_apic_mode(world);
         }
-        self.after_devices(world, Resolution::Complete)
+        self.after_devices(world, Answer::Complete)
     }
 
     /// IA32_TSC_DEADLINE counts by the guest's clock, the devices by the host's; 0 is no deadline by both.

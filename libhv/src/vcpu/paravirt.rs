@@ -4,10 +4,11 @@
 //! All of it is behind [`PmuPolicy::PARAVIRTUAL`], a constant: without the policy nothing is there. With it an exit costs
 //! one comparison until the guest asks for something, and one more where counters can be lent.
 
+use super::answer::Answer;
 use super::cpuid::CpuidTable;
 use super::own::UNKNOWN_HYPERCALL;
 use super::{Appliance, Backend, Vcpu, World};
-use crate::exit::{NestedPageFault, Resolution, StopReason};
+use crate::exit::{NestedPageFault, StopReason};
 use crate::hw::Host;
 use crate::pmu::paravirt::abi::{
     FEATURE_HARDWARE, FEATURE_PAGE, FEATURE_SOFTWARE, MAX_EVENTS, Operation, Refusal, State, VERSION,
@@ -87,12 +88,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// Answers a hypercall.
     #[cold]
     #[inline(never)]
-    pub(super) fn paravirtual_call<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
+    pub(super) fn paravirtual_call<H: Host>(&mut self, world: &mut World<'_, H>) -> Answer {
         let [rax, rbx, rcx, rdx] = [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.backend.gpr(gpr));
         let before = self.counting_lent(false);
         let (Some(paravirt), Some(call)) = (&mut self.paravirt, Call::from_registers(rax, rbx, rcx, rdx)) else {
             self.backend.set_gpr(Gpr::Rax, UNKNOWN_HYPERCALL);
-            return Resolution::Complete;
+            return Answer::Complete;
         };
         let answer = match call.operation {
             Operation::Page => paravirt.check_page(call.address, world.memory).and_then(|()| {
@@ -110,12 +111,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
         let after = self.counting_lent(false);
         if after == 0 {
-            return Resolution::Complete;
+            return Answer::Complete;
         }
         // The call itself is counted by events that count before and after it: not by one that it starts or stops.
         self.backend.advance(world.memory);
         self.credit_lent(before & after);
-        Resolution::Retry
+        Answer::Retry
     }
 
     /// Has the guest find its page of counters, where there is one, as ROM.
@@ -146,18 +147,19 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         fault: NestedPageFault,
         world: &mut World<'_, H>,
         now: Tsc,
-    ) -> Resolution {
+    ) -> Answer {
         if let Some(event) = self.backend.take_interrupted() {
             self.give_up_page(world);
             self.deliver_again(event);
-            return Resolution::Retry;
+            return Answer::Retry;
         }
         match self.emulate(Some(&fault), world, now) {
-            Resolution::Stop(StopReason::Unemulated(_)) => {
+            Answer::Stop if matches!(self.end, Some(StopReason::Unemulated(_))) => {
+                self.end = None;
                 self.give_up_page(world);
-                Resolution::Retry
+                Answer::Retry
             }
-            resolution => resolution,
+            answer => answer,
         }
     }
 

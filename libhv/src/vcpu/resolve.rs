@@ -1,11 +1,12 @@
 //! The order of the rooms: devices, the appliance, and the answers a virtual processor has of its own.
 
+use super::answer::Answer;
 use super::{Appliance, Backend, Vcpu, World, control};
 use crate::address::{Gpa, Gva};
 use crate::devices::Chipset;
 use crate::devices::lapic::ApicPage;
 use crate::emulate::{Bus, Cause, Outcome, control_access, locate};
-use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, Resolution, StopReason, Width};
+use crate::exit::{ControlAccess, Event, Exit, NestedPageFault, PortIo, StopReason, Width};
 use crate::hw::Host;
 use crate::pmu::paravirt::Paravirt;
 use crate::pmu::{Pmu, PmuPolicy};
@@ -43,10 +44,10 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         exit: &Exit,
         world: &mut World<'_, H>,
         now: Tsc,
-    ) -> Resolution {
+    ) -> Answer {
         match self.ask_appliance(*exit) {
-            Resolution::NotMine => {}
-            answer => return answer.after(exit),
+            Answer::NotMine => {}
+            answer => return answer,
         }
         match *exit {
             _ if RARE => self.resolve_further(exit, world, now),
@@ -64,23 +65,24 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// It gets a copy: of what an appliance shows to others the compiler knows nothing any more, and the code after this is
     /// made for each kind of exit.
     #[inline(always)]
-    fn ask_appliance(&mut self, exit: Exit) -> Resolution {
-        self.appliance.on_exit(&exit, &mut self.backend)
+    fn ask_appliance(&mut self, exit: Exit) -> Answer {
+        let resolution = self.appliance.on_exit(&exit, &mut self.backend).after(&exit);
+        self.answer(resolution)
     }
 
     /// The less frequent kinds of exit.
     #[inline(never)]
-    fn resolve_further<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn resolve_further<H: Host>(&mut self, exit: &Exit, world: &mut World<'_, H>, now: Tsc) -> Answer {
         match *exit {
             Exit::ExternalInterrupt(vector) => {
                 world.host.serve_interrupts(vector);
                 self.hear_pmu(world);
                 self.pass_time(world, now);
-                Resolution::Retry
+                Answer::Retry
             }
             Exit::TimerExpired => {
                 self.pass_time(world, now);
-                Resolution::Retry
+                Answer::Retry
             }
             Exit::ApicAccess(access) => self.apic_access(access, world, now),
             Exit::InterruptWindow | Exit::NmiWindow | Exit::Nmi | Exit::TprBelowThreshold => {
@@ -91,30 +93,30 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                     self.guest_nmi(world);
                 }
                 self.attention = true;
-                Resolution::Retry
+                Answer::Retry
             }
             Exit::Halt => self.halt(world),
             Exit::ControlRegister(access) => self.control_register(access, world),
             Exit::Xsetbv { xcr, value } => self.xsetbv(xcr, value),
-            Exit::Relax => Resolution::Complete,
+            Exit::Relax => Answer::Complete,
             // QEMU's TCG intercepts before it checks the privilege level.
-            Exit::CacheFlush if self.backend.cpl() != 0 => Resolution::Inject(Event::GENERAL_PROTECTION),
-            Exit::CacheFlush => Resolution::Complete,
+            Exit::CacheFlush if self.backend.cpl() != 0 => self.raise(Event::GENERAL_PROTECTION),
+            Exit::CacheFlush => Answer::Complete,
             Exit::Rdpmc(ecx) => self.read_counter(ecx),
-            Exit::Undefined => Resolution::Inject(Event::UNDEFINED),
+            Exit::Undefined => self.raise(Event::UNDEFINED),
             Exit::Exception { vector: vector @ (1 | 17), error_code } => {
                 // #DB and #AC are intercepted so that a guest cannot hold the processor in their endless delivery.
-                Resolution::Inject(Event::Exception { vector, error_code })
+                self.raise(Event::Exception { vector, error_code })
             }
-            Exit::Shutdown => Resolution::Stop(StopReason::Shutdown),
-            Exit::Init => Resolution::Retry,
-            _ => Resolution::NotMine,
+            Exit::Shutdown => self.stop(StopReason::Shutdown),
+            Exit::Init => Answer::Retry,
+            _ => Answer::NotMine,
         }
     }
 
     /// The devices have been touched: they may have ended the guest or have something for it.
     #[inline]
-    pub(super) fn after_devices<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
+    pub(super) fn after_devices<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Answer) -> Answer {
         self.backend.set_task_priority(world.chipset.cr8(self.index));
         self.mirror_pmu(world);
         self.after_ports(world, otherwise)
@@ -122,18 +124,18 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
 
     /// As above for devices at ports, which do not touch the task priority.
     #[inline]
-    pub(super) fn after_ports<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Resolution) -> Resolution {
+    pub(super) fn after_ports<H: Host>(&mut self, world: &mut World<'_, H>, otherwise: Answer) -> Answer {
         if world.chipset.take_attention() {
             self.attention = true;
             if let Some(reason) = world.chipset.stop() {
-                return Resolution::Stop(reason);
+                return self.stop(reason);
             }
         }
         otherwise
     }
 
     #[inline(always)]
-    fn port<H: Host>(&mut self, access: PortIo, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn port<H: Host>(&mut self, access: PortIo, world: &mut World<'_, H>, now: Tsc) -> Answer {
         if access.string {
             return self.string_port(world, now);
         }
@@ -148,11 +150,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             let value = (rax & width.mask()) as u32;
             world.chipset.port_write(self.index, port, width, value, now);
         }
-        self.after_ports(world, Resolution::Complete)
+        self.after_ports(world, Answer::Complete)
     }
 
     #[cold]
-    fn string_port<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) -> Resolution {
+    fn string_port<H: Host>(&mut self, world: &mut World<'_, H>, now: Tsc) -> Answer {
         self.emulate(None, world, now)
     }
 
@@ -162,28 +164,28 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         fault: NestedPageFault,
         world: &mut World<'_, H>,
         now: Tsc,
-    ) -> Resolution {
+    ) -> Answer {
         if P::PARAVIRTUAL && world.memory.is_read_only(fault.gpa) {
             return self.write_to_page(fault, world, now);
         }
         // Memory is mapped whole: a fault there is none of the devices'.
         if world.memory.contains(fault.gpa, 1) && !fault.page_walk {
-            return Resolution::NotMine;
+            return Answer::NotMine;
         }
         // The frame of an event went to a stack that is no memory: no instruction did it that could be emulated.
         if self.backend.take_interrupted().is_some() {
-            return Resolution::NotMine;
+            return Answer::NotMine;
         }
         // Where nothing answers, all ones are read, as on a machine: no instruction begins so.
         if fault.fetch && !fault.page_walk {
-            return Resolution::Inject(Event::UNDEFINED);
+            return self.raise(Event::UNDEFINED);
         }
         // The code's own tables lead where nothing answers: an entry of all ones has reserved bits set.
         let rip = Gva::new(self.backend.rip());
         if fault.page_walk && locate(&self.backend, world.memory, rip).is_none() {
             self.backend.set_control(ControlRegister::Cr2, fault.gva.unwrap_or(rip).as_u64());
             let user = u32::from(self.backend.cpl() == 3);
-            return Resolution::Inject(Event::Exception { vector: 14, error_code: Some(1 | user << 2 | 1 << 3) });
+            return self.raise(Event::Exception { vector: 14, error_code: Some(1 | user << 2 | 1 << 3) });
         }
         self.emulate(Some(&fault), world, now)
     }
@@ -193,7 +195,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         fault: Option<&NestedPageFault>,
         world: &mut World<'_, H>,
         now: Tsc,
-    ) -> Resolution {
+    ) -> Answer {
         if Pmu::<P>::DIRECT
             && let Some(fault) = fault
         {
@@ -203,29 +205,29 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         let mut bus = DeviceBus { chipset: world.chipset, page, processor: self.index, now };
         let cause = Cause::new(self.backend.fetched(), fault);
         let outcome = self.emulator.execute(&mut self.backend, world.memory, &mut bus, &cause);
-        let resolution = match outcome {
+        let answer = match outcome {
             Outcome::Done { next_rip, branch } => {
                 self.backend.advance_to(next_rip);
                 self.retired(branch, world);
                 self.happened(Paravirt::count_emulated);
-                Resolution::Retry
+                Answer::Retry
             }
-            Outcome::Repeat => Resolution::Retry,
-            Outcome::Fault(event) => Resolution::Inject(event),
+            Outcome::Repeat => Answer::Retry,
+            Outcome::Fault(event) => self.raise(event),
             Outcome::PageFault(fault) => {
                 self.backend.set_control(ControlRegister::Cr2, fault.address.as_u64());
-                Resolution::Inject(Event::Exception { vector: 14, error_code: Some(fault.error_code) })
+                self.raise(Event::Exception { vector: 14, error_code: Some(fault.error_code) })
             }
-            Outcome::Unemulated(what) => Resolution::Stop(StopReason::Unemulated(what)),
+            Outcome::Unemulated(what) => self.stop(StopReason::Unemulated(what)),
         };
-        self.after_devices(world, resolution)
+        self.after_devices(world, answer)
     }
 
-    fn control_register<H: Host>(&mut self, access: ControlAccess, world: &mut World<'_, H>) -> Resolution {
+    fn control_register<H: Host>(&mut self, access: ControlAccess, world: &mut World<'_, H>) -> Answer {
         let access = match access {
             ControlAccess::Undecoded => match control_access(&self.backend, world.memory) {
                 Some(decoded) => decoded,
-                None => return Resolution::NotMine,
+                None => return Answer::NotMine,
             },
             known => known,
         };
@@ -233,18 +235,21 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             ControlAccess::Read { number: 8, destination } => {
                 let priority = world.chipset.cr8(self.index);
                 self.backend.set_gpr(destination, priority.into());
-                Resolution::Complete
+                Answer::Complete
             }
             ControlAccess::Write { number: 8, source } => match u8::try_from(self.backend.gpr(source)) {
                 Ok(priority @ 0..16) => {
                     world.chipset.set_cr8(self.index, priority);
                     self.backend.set_task_priority(priority);
                     self.attention = true;
-                    Resolution::Complete
+                    Answer::Complete
                 }
-                _ => Resolution::Inject(Event::GENERAL_PROTECTION),
+                _ => self.raise(Event::GENERAL_PROTECTION),
             },
-            access => control::resolve(access, &mut self.backend, world.memory, &self.control_rules),
+            access => {
+                let resolution = control::resolve(access, &mut self.backend, world.memory, &self.control_rules);
+                self.answer(resolution)
+            }
         }
     }
 }

@@ -1,15 +1,16 @@
 //! The one run loop: enter, take down, resolve, apply, and see to events before the next entry.
 
+use super::answer::Answer;
 use super::backend::Handler;
-use super::events::{Combined, DOUBLE_FAULT, combine};
 use super::{Appliance, Backend, Vcpu, World};
 use crate::error::{Error, Result};
-use crate::exit::{Event, Exit, Resolution, StopReason};
+use crate::exit::{Event, Exit, StopReason};
 use crate::hw::Host;
 use crate::pmu::PmuPolicy;
 use crate::pmu::paravirt::Paravirt;
 use crate::time::Tsc;
 use crate::trace::Kind;
+use core::ops::ControlFlow;
 
 /// One turn of the run loop.
 struct Once<'v, 'w, B, A, P, H> {
@@ -49,9 +50,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy, H: Host> Once<'_, '_, B, A, P, H> {
         if left_at >= vcpu.due {
             vcpu.pass_time(world, left_at);
         }
-        let resolution = vcpu.resolve::<RARE, H>(&exit, world, left_at);
-        if let Some(reason) = vcpu.apply(resolution, &exit, rip, world) {
-            return vcpu.end(reason);
+        let answer = vcpu.resolve::<RARE, H>(&exit, world, left_at);
+        if vcpu.apply(answer, &exit, rip, world).is_break() {
+            return;
         }
         vcpu.hear_emulated(world);
         vcpu.trace.handled(kind, || world.host.now().0.wrapping_sub(left_at.0));
@@ -96,66 +97,33 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
     }
 
-    /// Has the loop end before the next entry, where it looks for what else there is to do.
-    #[cold]
-    #[inline(never)]
-    fn end(&mut self, reason: StopReason) {
-        self.end = Some(reason);
-        self.attention = true;
-    }
-
-    /// Carries out what was decided; returns how the guest ended, if it did.
+    /// Carries out what was decided; breaks off where the guest has ended.
     #[inline(always)]
-    fn apply<H: Host>(
-        &mut self,
-        resolution: Resolution,
-        exit: &Exit,
-        rip: u64,
-        world: &mut World<'_, H>,
-    ) -> Option<StopReason> {
-        match resolution {
-            Resolution::Complete => {
+    fn apply<H: Host>(&mut self, answer: Answer, exit: &Exit, rip: u64, world: &mut World<'_, H>) -> ControlFlow<()> {
+        match answer {
+            Answer::Complete => {
                 self.backend.advance_past(exit, rip, world.memory);
                 self.retired(false, world);
                 if exit.is_instruction() {
-                    return None;
+                    return ControlFlow::Continue(());
                 }
             }
-            Resolution::Retry => {}
-            Resolution::Inject(event) => return self.raise(event),
-            Resolution::Stop(reason) => return Some(reason),
-            Resolution::NotMine => {
+            Answer::Retry => {}
+            Answer::Raised => return ControlFlow::Continue(()),
+            Answer::Stop => return ControlFlow::Break(()),
+            Answer::NotMine => {
                 let raw = self.backend.raw_exit();
-                return Some(StopReason::Unhandled(match *exit {
+                let _ = self.stop(StopReason::Unhandled(match *exit {
                     Exit::Unhandled(raw) => raw,
                     _ => raw,
                 }));
+                return ControlFlow::Break(());
             }
         }
         if let Some(event) = self.backend.take_interrupted() {
             self.deliver_again(event);
         }
-        None
-    }
-
-    /// Gives the guest an event at the instruction it stands at, and sees to the one that was being delivered.
-    #[cold]
-    fn raise(&mut self, event: Event) -> Option<StopReason> {
-        let Some(first) = self.backend.take_interrupted() else {
-            self.backend.inject(event);
-            return None;
-        };
-        match combine(first, event) {
-            Combined::Second => self.backend.inject(event),
-            Combined::DoubleFault => self.backend.inject(DOUBLE_FAULT),
-            Combined::Shutdown => return Some(StopReason::Shutdown),
-            Combined::SecondThenFirst => {
-                self.backend.inject(event);
-                self.deferred = Some(first);
-                self.attention = true;
-            }
-        }
-        None
+        ControlFlow::Continue(())
     }
 
     /// The exit came in the middle of a delivery: it begins anew.
@@ -247,7 +215,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     }
 
     /// HLT: waits until the guest has an event to take.
-    pub(super) fn halt<H: Host>(&mut self, world: &mut World<'_, H>) -> Resolution {
+    pub(super) fn halt<H: Host>(&mut self, world: &mut World<'_, H>) -> Answer {
         self.backend.advance(world.memory);
         self.retired(false, world);
         self.take_apic(world);
@@ -257,18 +225,18 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
             self.hear_pmu(world);
             self.interrupt_halted(world);
             if let Some(reason) = world.chipset.stop() {
-                return Resolution::Stop(reason);
+                return self.stop(reason);
             }
             let (takes_interrupt, takes_nmi) = (self.backend.accepts_interrupt(), self.backend.accepts_nmi());
             let nmi = world.chipset.nmi_pending(self.index) || self.deferred == Some(Event::Nmi);
             let overtaken = self.deferred.is_some_and(|event| event != Event::Nmi);
             let interrupt = world.chipset.pending_interrupt(self.index) || overtaken;
             if takes_interrupt && interrupt || takes_nmi && nmi || self.backend.injected().is_some() {
-                return Resolution::Retry;
+                return Answer::Retry;
             }
             let may_wake = takes_interrupt || takes_nmi && world.chipset.nmi_possible(self.index);
             if !may_wake {
-                return Resolution::Stop(StopReason::Halted);
+                return self.stop(StopReason::Halted);
             }
             world.host.arm(world.chipset.next_deadline());
             world.host.wait();

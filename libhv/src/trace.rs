@@ -4,7 +4,7 @@
 
 use crate::exit::Exit;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The kinds of exit that are counted, one for each variant of [`Exit`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,14 +106,14 @@ const RINGS: usize = 16;
 struct Ring {
     next: AtomicUsize,
     rips: [AtomicU64; KEPT],
-    kinds: [AtomicU8; KEPT],
+    kinds: [AtomicU64; KEPT],
 }
 
 static LAST: [Ring; RINGS] = [const {
     Ring {
         next: AtomicUsize::new(0),
         rips: [const { AtomicU64::new(0) }; KEPT],
-        kinds: [const { AtomicU8::new(0) }; KEPT],
+        kinds: [const { AtomicU64::new(0) }; KEPT],
     }
 }; RINGS];
 
@@ -148,7 +148,7 @@ impl Trace {
         self.ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
         let position = next % KEPT;
         self.ring.rips[position].store(rip, Ordering::Relaxed);
-        self.ring.kinds[position].store(kind as u8, Ordering::Relaxed);
+        self.ring.kinds[position].store(kind as u64, Ordering::Relaxed);
     }
 
     /// Takes down that an exit has been handled; `ticks` tells in how many, where that is measured.
@@ -246,7 +246,7 @@ pub fn last_exits(to: &mut dyn fmt::Write) -> fmt::Result {
         for position in next.saturating_sub(KEPT)..next {
             let rip = ring.rips[position % KEPT].load(Ordering::Relaxed);
             let kind = ring.kinds[position % KEPT].load(Ordering::Relaxed);
-            writeln!(to, "processor {processor} exit {position}: {} at {rip:#x}", name(kind.into()))?;
+            writeln!(to, "processor {processor} exit {position}: {} at {rip:#x}", name(kind as usize))?;
         }
     }
     Ok(())

@@ -115,8 +115,8 @@ pub struct Dynamic {
 pub struct CpuidTable {
     amd: bool,
     processors: u32,
-    /// The leaves below 20H that are always the same, a bit each.
-    constant: u32,
+    /// Which of the leaves below 20H are always the same.
+    constant: [bool; BASIC],
     basic: [Leaf; BASIC],
     extended: [Leaf; EXTENDED],
     /// Leaf 7.
@@ -146,7 +146,7 @@ impl CpuidTable {
         let mut table = Self {
             amd,
             processors,
-            constant: 0,
+            constant: [false; BASIC],
             basic: [[0; 4]; BASIC],
             extended: [[0; 4]; EXTENDED],
             structured: core::array::from_fn(|subleaf| feature::allowed(7, subleaf as u32, raw(7, subleaf as u32))),
@@ -176,7 +176,7 @@ impl CpuidTable {
         let least = if self.amd { 0xD } else { 0x16 };
         let last = max.clamp(least, BASIC as u32 - 1);
         self.basic[0] = [last, vendor[0], vendor[1], vendor[2]];
-        self.constant = !VARYING & u32::MAX >> (31 - last);
+        self.constant = core::array::from_fn(|leaf| !VARYING & u32::MAX >> (31 - last) & 1 << leaf != 0);
         let [signature, details, ..] = raw(1, 0);
         let [_, _, ecx, edx] = feature::allowed(1, 0, raw(1, 0));
         // EBX: processors (a power of two) and bytes in a cache line; brand and APIC identifier come from elsewhere.
@@ -280,7 +280,8 @@ impl CpuidTable {
     /// [`lookup`](Self::lookup) answers.
     #[inline]
     pub fn constant(&self, leaf: u32) -> Option<&Leaf> {
-        self.basic.get(leaf as usize).filter(|_| self.constant >> leaf & 1 != 0)
+        let leaf = leaf as usize;
+        if self.constant.get(leaf).is_some_and(|constant| *constant) { self.basic.get(leaf) } else { None }
     }
 
     #[inline(never)]

@@ -89,12 +89,26 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
     pub(super) fn read_msr<H: Host>(&mut self, msr: Msr, world: &mut World<'_, H>, now: Tsc) -> Answer {
         // The local APIC's in x2APIC mode are the most frequent by far, and found without the list.
-        let answer = if LocalApic::owns_in_x2apic_mode(msr) {
-            self.read_apic_msr(msr, world, now)
-        } else {
-            frequent! { msr, known => self.read_listed_msr(known, world, now), self.read_other_msr(msr, world, now) }
-        };
-        let Some(value) = answer else { return self.raise(Event::GENERAL_PROTECTION) };
+        if LocalApic::owns_in_x2apic_mode(msr) {
+            let value = self.read_apic_msr(msr, world, now);
+            return self.has_read(value);
+        }
+        frequent! {
+            msr, known => {
+                let value = self.read_listed_msr(known, world, now);
+                self.has_read(value)
+            },
+            {
+                let value = self.read_other_msr(msr, world, now);
+                self.has_read(value)
+            }
+        }
+    }
+
+    /// RDMSR gives this value; `None` for #GP.
+    #[inline(always)]
+    fn has_read(&mut self, value: Option<u64>) -> Answer {
+        let Some(value) = value else { return self.raise(Event::GENERAL_PROTECTION) };
         self.backend.set_edx_eax(value);
         Answer::Complete
     }

@@ -146,11 +146,31 @@ impl LocalApic {
     #[inline(always)]
     pub fn written_quietly(&mut self, page: &mut ApicPage, offset: u16) -> bool {
         let number = u32::from(offset) >> 4;
+        if u32::from(offset) == EOI << 4 {
+            return self.ended_quietly(page);
+        }
         let held = self.write_quiet_lvt(number, page.get(number));
         if let Some(held) = held {
             page.set(number, held);
         }
         held.is_some()
+    }
+
+    /// Ends an interrupt whose end nobody waits for: it was edge-triggered, and none is requested. Returns whether it was
+    /// one.
+    #[inline(always)]
+    fn ended_quietly(&mut self, page: &mut ApicPage) -> bool {
+        let vector = self.isr.highest();
+        if self.irr.highest() != 0 || self.tmr.contains(vector) {
+            return false;
+        }
+        if vector != 0 {
+            self.isr.remove(vector);
+            let word = u32::from(vector) / 32;
+            page.set(registers::ISR + word, self.isr.word(word as usize));
+        }
+        page.set(EOI, 0);
+        true
     }
 
     /// Does what the guest has asked for by a write to the page, at `offset`: an APIC-write VM exit. [`show`](Self::show)

@@ -257,3 +257,19 @@ fn only_the_place_after_power_up_is_served_and_only_in_xapic_mode() {
         assert_eq!(apic.may_be_shown(), shown, "{base:#x}");
     }
 }
+
+/// Whoever runs the guest looks after a write that was not quiet alone: another interrupt would wait for the next exit.
+#[test]
+fn the_end_of_an_interrupt_that_holds_another_back_is_not_quiet() {
+    let mut served = Served::new();
+    let mut taken = |others: &[u8]| {
+        served.change(|apic| {
+            apic.deliver(Delivery::Fixed, 0x55, false);
+            assert_eq!(apic.acknowledge(), Some(0x55));
+            others.iter().for_each(|&vector| apic.deliver(Delivery::Fixed, vector, false));
+        });
+        (served.apic.written_quietly(&mut served.page, 0xB0), served.apic.processor_priority())
+    };
+    assert_eq!(taken(&[]), (true, 0));
+    assert_eq!(taken(&[0x51]), (false, 0x50));
+}

@@ -1,6 +1,7 @@
 //! What a #VMEXIT means (APM Vol. 2 App. C). Pure: numbers in, an [`Exit`] out.
 
 use crate::address::Gpa;
+use crate::error::EntryFailure;
 use crate::exit::{ControlAccess, Exit, Msr, NestedPageFault, PortIo, RawExit, Width};
 use crate::registers::Gpr;
 use bit_field::BitField;
@@ -51,6 +52,21 @@ pub fn refusal(code: u64) -> Option<u64> {
         code::INVALID_PMC | code::IDLE_REQUIRED | code::BUSY | code::INVALID => Some(code),
         INVALID_IN_32_BITS => Some(code::INVALID),
         _ => None,
+    }
+}
+
+/// Tells exits, which pass, from a VMRUN that the processor has refused: that has a code which no exit has.
+///
+/// # Errors
+/// The refusal.
+#[inline]
+pub fn not_refused(exit: &Exit) -> Result<(), EntryFailure> {
+    match exit {
+        Exit::Unhandled(raw) => match refusal(raw.code) {
+            Some(code) => Err(EntryFailure::InvalidState(RawExit { code, ..*raw })),
+            None => Ok(()),
+        },
+        _ => Ok(()),
     }
 }
 

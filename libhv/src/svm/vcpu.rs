@@ -4,11 +4,9 @@
 use super::capability::Capability;
 use super::decode::{self, Operands, code};
 use super::entry::{self, GuestRegisters};
-use super::event;
-use super::instructions;
-use super::msr;
 use super::npt::NptEntry;
 use super::vmcb::*;
+use super::{event, instructions, msr};
 use crate::address::Gpa;
 use crate::emulate::{Opcode, control_access, next_instruction};
 use crate::error::{EntryFailure, Error, Result};
@@ -280,20 +278,8 @@ impl Svm {
 /// Handles the kinds of exit that have no code of their own in the loop: there it would cost the others registers.
 #[inline(never)]
 fn handle_apart<T: Handler<Svm>>(handler: T, exit: Exit) -> core::result::Result<T::Answer, EntryFailure> {
-    not_refused(&exit)?;
+    decode::not_refused(&exit)?;
     Ok(handler.handle_rare(exit))
-}
-
-/// A VMRUN that the processor has refused has a code of its own, and is no exit.
-#[inline]
-fn not_refused(exit: &Exit) -> core::result::Result<(), EntryFailure> {
-    match exit {
-        Exit::Unhandled(raw) => match decode::refusal(raw.code) {
-            Some(code) => Err(EntryFailure::InvalidState(RawExit { code, ..*raw })),
-            None => Ok(()),
-        },
-        _ => Ok(()),
-    }
 }
 
 impl Backend for Svm {
@@ -315,7 +301,7 @@ impl Backend for Svm {
         loop {
             self.leave();
             if let Some(exit) = self.sort() {
-                return not_refused(&exit).map(|()| exit);
+                return decode::not_refused(&exit).map(|()| exit);
             }
         }
     }

@@ -120,7 +120,8 @@ static LAST: [Ring; RINGS] = [const {
 /// What of a kind of exit has been measured.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
-    exits: u64,
+    /// How many exits there have been when the next one is measured, that one included.
+    next: u64,
     ticks: u64,
 }
 
@@ -128,7 +129,7 @@ struct Measured {
 #[derive(Debug)]
 pub struct Trace {
     /// Exits of each kind until one is measured, that one included. They are all that an exit counts: how many there were
-    /// follows from them and the number of those measured.
+    /// follows.
     until_measured: [u8; KINDS],
     measured: [Measured; KINDS],
     ring: &'static Ring,
@@ -137,7 +138,7 @@ pub struct Trace {
 impl Trace {
     /// Starts with all counters at 0. `processor` is the index of the virtual processor.
     pub const fn new(processor: usize) -> Self {
-        let measured = [const { Measured { exits: 0, ticks: 0 } }; KINDS];
+        let measured = [const { Measured { next: 1, ticks: 0 } }; KINDS];
         Self { until_measured: [1; KINDS], measured, ring: &LAST[processor % RINGS] }
     }
 
@@ -159,20 +160,21 @@ impl Trace {
         if *until == 0 {
             *until = MEASURED;
             let measured = &mut self.measured[kind as usize];
-            measured.exits += 1;
+            measured.next += u64::from(MEASURED);
             measured.ticks += ticks();
         }
     }
 
     /// Returns how often exits of a kind happened, and what they cost.
+    #[inline(always)]
     pub fn count(&self, kind: Kind) -> Count {
         self.counts(kind as usize)
     }
 
+    #[inline(always)]
     fn counts(&self, kind: usize) -> Count {
-        let (until, Measured { exits, ticks }) = (self.until_measured[kind], self.measured[kind]);
-        // The first of all is measured, and of those measured last all but the ones to come have happened.
-        Count { exits: exits * u64::from(MEASURED) + 1 - u64::from(until), ticks }
+        let (until, Measured { next, ticks }) = (self.until_measured[kind], self.measured[kind]);
+        Count { exits: next - u64::from(until), ticks }
     }
 
     /// Returns the number of all exits.

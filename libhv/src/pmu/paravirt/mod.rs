@@ -193,6 +193,7 @@ impl Paravirt {
             self.page.is_some() || self.more & (WATCHED | DUE) != 0 || self.events.iter().flatten().any(counts_ticks);
     }
 
+    #[inline(always)]
     fn exits(&self, reason: Reason, trace: &Trace) -> u64 {
         trace.count(reason.into()).exits.wrapping_add(self.origin[reason.number() as usize % REASONS])
     }

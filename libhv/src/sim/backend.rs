@@ -33,6 +33,9 @@ pub(super) const SWITCHED: [u32; 13] = [
     0xC000_0103,
 ];
 
+/// VM entry with events blocked by MOV SS (SDM Vol. 3C 31.4).
+const BLOCKED_BY_MOV_SS: u32 = 26;
+
 impl Processor {
     /// Lets the guest reach ports without leaving.
     pub fn pass_ports(&mut self, ports: RangeInclusive<u16>) {
@@ -59,6 +62,11 @@ impl Backend for Processor {
     /// When the hypervisor has done what it must not, see the words of the panic.
     fn enter(&mut self) -> Result<Exit, EntryFailure> {
         self.check_entry();
+        let refuses = self.refuses_in == 1;
+        self.refuses_in = self.refuses_in.saturating_sub(1);
+        if refuses {
+            return Err(EntryFailure::VmInstruction(BLOCKED_BY_MOV_SS));
+        }
         self.left = Left::default();
         self.enter_counting()?;
         self.timer_expires = self.timer.map_or(u64::MAX, |count| self.now().0.saturating_add(count));

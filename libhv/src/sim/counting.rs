@@ -187,6 +187,11 @@ impl Counting {
         }
     }
 
+    /// Returns where LVTPC sends the interrupt.
+    pub(super) fn route(&self) -> PmiRoute {
+        self.entry.route
+    }
+
     fn has_delivered_guest_nmi(&self) -> bool {
         self.entry.route == PmiRoute::GuestNmi && self.entry.masked
     }

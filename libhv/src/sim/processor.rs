@@ -137,6 +137,8 @@ pub struct Processor {
     pub(super) records: Journal,
     pub(super) executed: u64,
     pub(super) budget: u64,
+    /// Entries up to the one that is refused, that one included; 0 for none.
+    pub(super) refuses_in: u64,
 }
 
 impl Processor {
@@ -218,6 +220,7 @@ impl Processor {
             records: Journal::default(),
             executed: 0,
             budget: u64::MAX,
+            refuses_in: 0,
         };
         (processor, memory)
     }
@@ -225,6 +228,11 @@ impl Processor {
     /// Has the guest leave for good, with [`SPENT`], after so many instructions in all.
     pub fn stop_after(&mut self, instructions: u64) {
         self.budget = instructions;
+    }
+
+    /// Refuses the last of so many entries, as VMLAUNCH and VMRESUME do with what they do not like.
+    pub fn refuse_entry(&mut self, entries: u64) {
+        self.refuses_in = entries;
     }
 
     /// Returns how many instructions the guest has begun.

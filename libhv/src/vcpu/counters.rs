@@ -23,7 +23,7 @@ const DEBUGCTL: Msr = Msr(0x1D9);
 macro_rules! registers {
     ($vcpu:ident, |$hardware:ident| $body:expr) => {
         match &mut $vcpu.beside {
-            Some(beside) if P::HOST_COUNTS && beside.counters.plan().keeps_status() => {
+            Some(beside) if P::HOST_COUNTS && beside.runs && beside.counters.plan().keeps_status() => {
                 let whole = beside.counters.plan().parks_guest();
                 let $hardware = &mut Parked { kept: &mut beside.guest, whole, hardware: &mut $vcpu.backend };
                 $body
@@ -72,6 +72,9 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 None => registers!(self, |hardware| self.pmu.release(hardware, world.host)),
             }
             self.end_direct(world);
+        }
+        if let Some(beside) = &mut self.beside {
+            beside.runs = false;
         }
     }
 

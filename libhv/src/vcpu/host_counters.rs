@@ -14,6 +14,7 @@ use alloc::boxed::Box;
 pub(super) struct Beside {
     pub(super) counters: HostPmu,
     pub(super) guest: Kept,
+    /// The guest runs, with the host's counters in its processor: what is kept of the guest's is nowhere else.
     pub(super) runs: bool,
 }
 
@@ -51,13 +52,12 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         Ok(())
     }
 
-    /// Stops the host's counters.
+    /// Stops the host's counters; what is kept of the guest's stays so.
     pub(super) fn end_host<H: Host>(&mut self, world: &mut World<'_, H>) {
         if !P::HOST_COUNTS {
             return;
         }
         if let Some(beside) = self.beside.as_deref_mut().filter(|beside| beside.runs) {
-            beside.runs = false;
             beside.counters.end(&mut self.backend, world.host);
         }
     }

@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::backend::Handler;
 use super::{Appliance, Backend, Vcpu, World};
-use crate::error::{Error, Result};
+use crate::error::{EntryFailure, Error, Result};
 use crate::exit::{Event, Exit, StopReason};
 use crate::hw::Host;
 use crate::pmu::PmuPolicy;
@@ -68,6 +68,13 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     /// beside another's, or the host cannot count beside it.
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
         self.follow_apic_mode(world);
+        let ended = self.enter_until_end(world);
+        self.leave_pmu(world);
+        self.take_apic(world);
+        ended
+    }
+
+    fn enter_until_end<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
         self.enter_pmu(world)?;
         if P::HOST_COUNTS {
             self.start_host(world)?;
@@ -75,8 +82,6 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         loop {
             if self.attention {
                 if let Some(reason) = self.end.take() {
-                    self.leave_pmu(world);
-                    self.take_apic(world);
                     return Ok(reason);
                 }
                 if self.apic.served::<B>().is_some() {
@@ -93,8 +98,18 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 continue;
             }
             self.start_clock(world);
-            B::enter_for(Once { vcpu: self, world }).map_err(Error::VmEntry)?;
+            if let Err(failure) = B::enter_for(Once { vcpu: self, world }) {
+                return Err(self.refused(failure, world));
+            }
         }
+    }
+
+    /// The processor has refused to enter the guest: what was put there for it comes out again.
+    #[cold]
+    fn refused<H: Host>(&mut self, failure: EntryFailure, world: &mut World<'_, H>) -> Error {
+        self.resume_host(world);
+        self.stop_clock(world.host.now());
+        Error::VmEntry(failure)
     }
 
     /// Carries out what was decided; breaks off where the guest has ended.

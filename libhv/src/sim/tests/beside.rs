@@ -83,13 +83,16 @@ fn compare<P: PmuPolicy>(
     registers: Registers,
     host: HostCounters,
     lengths: &[u64],
+    refused: u64,
     guest: &Program,
 ) -> core::result::Result<(), TestCaseError> {
     let alone = run(policy(), registers, 0, guest);
     let done = Rc::new(Cell::new(0));
     let (told, lengths) = (done.clone(), lengths.to_vec());
-    let worker =
-        move |processor: &mut Processor| Worker { wires: processor.wires.clone(), lengths, exits: 0, done: told };
+    let worker = move |processor: &mut Processor| {
+        processor.refuse_entry(refused);
+        Worker { wires: processor.wires.clone(), lengths, exits: 0, done: told }
+    };
     let beside = run_on(worker, policy().beside(host), registers, 0, guest);
     prop_assert_eq!(beside.value, alone.value, "the guest's counter");
     let interrupts = [&beside, &alone].map(|ran| ran.interrupts(Event::Interrupt(PMI)));
@@ -103,7 +106,7 @@ fn compare<P: PmuPolicy>(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// A4, A16, A26: the guest's counters and interrupts are as without a host that counts, and the host counts its own
-    /// instructions alone.
+    /// instructions alone, an entry that the processor refuses or none.
     #[test]
     fn host_and_guest_count_themselves_alone_whatever_they_do(
         steps in prop::collection::vec(step(), 1..40),
@@ -113,6 +116,7 @@ proptest! {
         host_period in prop::option::of(20u64..500),
         policy in 0..5,
         vendor in 0..2usize,
+        refused in 0u64..30,
     ) {
         let registers = both()[vendor];
         // With the most events, each counter of the guest's is one of the host's too.
@@ -123,14 +127,14 @@ proptest! {
         }
         let guest = program(registers, &steps, period);
         match policy {
-            0 => compare(Passthrough::new, registers, host, &lengths, &guest)?,
+            0 => compare(Passthrough::new, registers, host, &lengths, refused, &guest)?,
             1 => {
                 let filter = || Filtered::new(&EventFilter::ALLOW_ALL).expect("legal");
-                compare(filter, registers, host, &lengths, &guest)?;
+                compare(filter, registers, host, &lengths, refused, &guest)?;
             }
-            2 => compare(Emulated::new, registers, host, &lengths, &guest)?,
-            3 => compare(|| Four, registers, host, &lengths, &guest)?,
-            _ => compare(|| Emulated::of(Four), registers, host, &lengths, &guest)?,
+            2 => compare(Emulated::new, registers, host, &lengths, refused, &guest)?,
+            3 => compare(|| Four, registers, host, &lengths, refused, &guest)?,
+            _ => compare(|| Emulated::of(Four), registers, host, &lengths, refused, &guest)?,
         }
     }
 }

@@ -3,7 +3,9 @@
 use super::harness::{DEBUG_EXIT, LVTPC, Mode, STACK};
 use super::*;
 use crate::devices::{Chipset, Configuration};
+use crate::error::Error;
 use crate::exit::{Exit, Resolution, StopReason};
+use crate::hw::PmiRoute;
 use crate::pmu::host::{HostCounters, HostEvent};
 use crate::pmu::{
     Emulated, EventFilter, Filtered, Means, Passthrough, PmuCapability, PmuCounts, PmuPolicy, PmuReport, PmuShare,
@@ -152,6 +154,14 @@ pub(super) fn run_on<A: Appliance, P: PmuPolicy>(
                     vcpu.restore_paravirt(&events, world).expect("its own");
                     assert_eq!(vcpu.save_paravirt(), Some(events));
                 }
+            }
+            // It is run again, and another guest could be: nothing of this one is there.
+            Err(Error::VmEntry(_)) => {
+                assert_eq!(
+                    (machine.slot.owner(), machine.wires().counting(|counting| counting.route())),
+                    (None, PmiRoute::Masked)
+                );
+                machine.work(&HOST_WORK);
             }
             outcome => panic!("the guest ended with {outcome:?}"),
         }

@@ -25,6 +25,7 @@
 //! | in the guest's handler | the processor keeps it until IRET, across exits too | `a_guest_cannot_tell_a_direct_interrupt_from_one_by_an_exit` |
 //! | in the handler, and the guest gives its entry another mode before IRET | it is let in to the host, and injected | `an_nmi_that_waits_is_not_lost_when_the_guest_gives_its_entry_a_vector` |
 //! | after an exit, or before an entry | it meets the host, and is injected | `a_late_nmi_reaches_the_guest_once_wherever_it_arrives` |
+//! | when the guest has left to halt | the same: it wakes the guest | `a_late_nmi_wakes_a_guest_that_halts` |
 //! | while an NMI waits to be injected | the guest leaves for it, and the two are one | `a_guest_cannot_tell_a_direct_interrupt_from_one_by_an_exit` |
 //! | with an instruction that the hypervisor executes | it is injected, unless the entry is masked | the same |
 //! | in the middle of a delivery that faults by nested paging | the delivery begins anew | the same |

@@ -188,6 +188,7 @@ impl Counting {
     }
 
     /// Returns where LVTPC sends the interrupt.
+    #[cfg(test)]
     pub(super) fn route(&self) -> PmiRoute {
         self.entry.route
     }

@@ -128,6 +128,7 @@ fn an_interrupt_that_the_guest_masks_on_its_way_or_that_does_not_come_is_not_tol
     }
 }
 
+/// Requirement A23.
 #[test]
 fn a_status_bit_of_a_counter_that_is_nobodys_stays() {
     let mut rig = sampled(true, 1000);

@@ -4,7 +4,7 @@ use crate::hw::{GlobalSwitch, PmuHardware};
 use crate::pmu::bank::{counter_register, selector_register};
 use crate::pmu::capability::{FULL_WIDTH_WRITES, PmuCapability};
 use crate::pmu::credit::{CreditMasks, Retired};
-use crate::pmu::mechanism::PmuCounts;
+use crate::pmu::mechanism::{COUNTERS_FROZEN, PmuCounts};
 use crate::pmu::policy::PmuPolicy;
 use crate::pmu::registers::{CounterIndex, EventSelector, FixedControl, MAX_COUNTERS, Maker, PmuRegister};
 use crate::pmu::view::PmuView;
@@ -13,8 +13,6 @@ use crate::time::Tsc;
 mod snapshot;
 mod stay;
 
-/// IA32_PERF_GLOBAL_STATUS.CTR_FRZ
-const COUNTERS_FROZEN: u64 = 1 << 59;
 /// Unhalted core cycles and unhalted reference cycles, among the bits of CPUID.0AH:EBX.
 const CYCLES: u32 = 1 << 0 | 1 << 2;
 /// The same among the fixed-function counters.

@@ -3,6 +3,7 @@
 use super::{COUNT, EmulatedPmu};
 use crate::pmu::bank::Bank;
 use crate::pmu::credit::CreditMasks;
+use crate::pmu::mechanism::{COUNTERS_FROZEN, frozen_by_interrupt};
 use crate::pmu::policy::PmuPolicy;
 use crate::pmu::registers::FixedControl;
 use crate::pmu::state::{Found, State, StateError};
@@ -41,6 +42,7 @@ impl EmulatedPmu {
             counter.value = value;
         }
         (self.global_control, self.status, self.interrupt) = (global_control, global_status, state.pending);
+        self.freezes = frozen_by_interrupt(state.debug_control) & COUNTERS_FROZEN != 0;
         let owed = state.owed.iter().enumerate();
         let over = owed.fold(0, |over, (at, events)| over | self.add(at, (*events).into()));
         self.take_down(over);
@@ -80,6 +82,24 @@ mod tests {
                 (total, 12, [0; 2 * COUNT])
             );
             assert_eq!((state.registers.global_status, state.pending), (overflowed << 2, overflowed != 0), "{version}");
+        }
+    }
+
+    /// T-A24, A29: what runs over as it is paid freezes by the IA32_DEBUGCTL of the snapshot, not by that of before.
+    #[test]
+    fn what_a_restore_pays_freezes_by_the_restored_debug_control() {
+        const FREEZE: u64 = 1 << 12;
+        let host = crate::pmu::PmuCapability { version: 3, ..HOST };
+        let view = PmuView::new(&host, &PmuShare::all(&host), Means::Emulated, GlobalSwitch::Hardware).expect("a PMU");
+        for (before, debug_control, control) in [(true, 0, 1), (false, FREEZE, 0)] {
+            let mut found = Found { debug_control, ..Found::default() };
+            found.registers.selectors[0] = 0xC0 | 3 << 16 | EventSelector::INTERRUPT | EventSelector::ENABLE;
+            (found.registers.counters[0], found.owed[0], found.registers.global_control) = (u64::MAX >> 16, 1, 1);
+            let mut pmu = EmulatedPmu::new(view, Some(&host), GlobalSwitch::Hardware);
+            pmu.set_freezes(before);
+            pmu.restore(&State::new(&view, &found), &Passthrough::new()).expect("legal");
+            let Bank { global_status, global_control, .. } = pmu.save(debug_control).registers;
+            assert_eq!((global_status, global_control), (1, control), "{debug_control:#x}");
         }
     }
 }

@@ -126,7 +126,8 @@ impl Vmcs {
         let word = unsafe { instructions::vmread(field.encoding()) };
         let value = V::from_word(word);
         // SAFETY: VMREAD clears the bits of its destination beyond the field's (SDM Vol. 3C 31.3 "VMREAD"), so that none is
-        // lost. Said so, no instruction clears them again.
+        // lost, unless it fails. It does not: the VMCS is current, see the type, and every processor has those of the fields
+        // read that are narrower than the destination. Said so, no instruction clears the bits again.
         unsafe { assert_unchecked(value.word() == word) }
         value
     }

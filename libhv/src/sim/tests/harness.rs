@@ -29,8 +29,8 @@ struct Watcher {
     nested: NestedMap,
     exits: Rc<RefCell<Vec<Exit>>>,
     passes_halt: bool,
-    /// Answers the next of those pages with #GP as well.
-    faults: bool,
+    /// Answers the faults at one of those pages with #GP as well, so often; it comes back with the last.
+    faults: u32,
 }
 
 impl Appliance for Watcher {
@@ -38,12 +38,12 @@ impl Appliance for Watcher {
         self.exits.borrow_mut().push(*exit);
         match exit {
             Exit::NestedPageFault(fault) if !fault.present && fault.gpa.as_u64() < MEMORY as u64 => {
-                self.nested.set(fault.gpa, Some(Access::ALL));
-                if core::mem::take(&mut self.faults) {
-                    Resolution::Inject(Event::GENERAL_PROTECTION)
-                } else {
-                    Resolution::Retry
+                if self.faults <= 1 {
+                    self.nested.set(fault.gpa, Some(Access::ALL));
                 }
+                let Some(left) = self.faults.checked_sub(1) else { return Resolution::Retry };
+                self.faults = left;
+                Resolution::Inject(Event::GENERAL_PROTECTION)
             }
             Exit::Halt if self.passes_halt => Resolution::Complete,
             _ => Resolution::NotMine,
@@ -60,14 +60,14 @@ pub(super) struct Setting {
     pub(super) unmap_stack_once_in: u64,
     pub(super) budget: u64,
     pub(super) passes_halt: bool,
-    /// The stack is missing at first, and the appliance answers that with #GP.
-    pub(super) faults_at_stack: bool,
+    /// The stack is missing at first, and the appliance answers that with #GP, so often.
+    pub(super) faults_at_stack: u32,
 }
 
 impl Setting {
     pub(super) fn new(vendor: Vendor) -> Self {
         let (seed, stray_every, unmap_stack_once_in, budget) = (1, 0, 0, 1_000_000);
-        Self { vendor, seed, stray_every, unmap_stack_once_in, budget, passes_halt: false, faults_at_stack: false }
+        Self { vendor, seed, stray_every, unmap_stack_once_in, budget, passes_halt: false, faults_at_stack: 0 }
     }
 }
 
@@ -86,7 +86,7 @@ pub(super) fn run(program: &Program, setting: Setting) -> Ran {
     processor.stop_after(setting.budget);
     let (journal, exits) = (processor.journal(), Rc::new(RefCell::new(Vec::new())));
     let nested = processor.nested();
-    if setting.faults_at_stack {
+    if setting.faults_at_stack != 0 {
         nested.set(Gpa::new(u64::from(STACK) - 4), None);
         nested.flush();
     }

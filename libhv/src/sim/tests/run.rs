@@ -5,6 +5,8 @@ use super::oracle::Oracle;
 use crate::exit::{Event, Exit, StopReason, Width};
 use crate::registers::Gpr;
 use crate::sim::{Op, Program, Random, Record};
+use crate::vcpu::events::DOUBLE_FAULT;
+use std::vec;
 use std::vec::Vec;
 
 #[test]
@@ -97,7 +99,7 @@ fn an_interrupt_that_a_fault_overtook_wakes_the_fault_s_handler_from_hlt() {
         program.ops(&[Op::Sti]).wrmsr(0x83F, 0x41).ops(&[Op::Nop]);
         Mode::X2Apic.epilogue(&mut program);
         program.handler(13).ops(&[Op::Sti, Op::Hlt]).out(DEBUG_EXIT, Width::Byte, 9);
-        let ran = run(&program, Setting { faults_at_stack: true, budget: 1000, ..Setting::new(vendor) });
+        let ran = run(&program, Setting { faults_at_stack: 1, budget: 1000, ..Setting::new(vendor) });
         assert_eq!(ran.reason, StopReason::DebugExit(9));
         assert_eq!(delivered(&ran), [Event::GENERAL_PROTECTION, Event::Interrupt(0x41)]);
     }
@@ -112,9 +114,26 @@ fn an_nmi_does_not_wait_for_an_interrupt_that_a_fault_overtook() {
         program.handler(13);
         Mode::X2Apic.nmi(&mut program);
         program.ops(&[Op::Nop; 5]).out(DEBUG_EXIT, Width::Byte, 9);
-        let ran = run(&program, Setting { faults_at_stack: true, budget: 1000, ..Setting::new(vendor) });
+        let ran = run(&program, Setting { faults_at_stack: 1, budget: 1000, ..Setting::new(vendor) });
         assert_eq!(ran.reason, StopReason::DebugExit(9));
         assert_eq!(delivered(&ran), [Event::GENERAL_PROTECTION, Event::Nmi]);
+    }
+}
+
+/// SDM Vol. 3A table 6-5: the appliance's #GP meets the delivery of the guest's.
+#[test]
+fn faults_that_meet_in_a_delivery_become_a_double_fault_and_then_shutdown() {
+    for vendor in VENDORS {
+        let mut program = Mode::X2Apic.prologue();
+        risky(&mut program, &[Op::Mov(Gpr::Rcx, 0x7FFF), Op::Rdmsr]);
+        Mode::X2Apic.epilogue(&mut program);
+        program.handler(8).out(DEBUG_EXIT, Width::Byte, 9);
+        let ran = |faults_at_stack| run(&program, Setting { faults_at_stack, budget: 1000, ..Setting::new(vendor) });
+        let double = ran(1);
+        assert_eq!(double.reason, StopReason::DebugExit(9));
+        assert_eq!(delivered(&double), [DOUBLE_FAULT]);
+        let triple = ran(2);
+        assert_eq!((triple.reason, delivered(&triple)), (StopReason::Shutdown, vec![]));
     }
 }
 

@@ -106,6 +106,19 @@ fn an_interrupt_that_a_fault_overtook_wakes_the_fault_s_handler_from_hlt() {
 }
 
 #[test]
+fn an_interrupt_that_a_fault_overtook_needs_no_exit_to_be_thought_of() {
+    for vendor in VENDORS {
+        let mut program = Mode::X2Apic.prologue();
+        program.ops(&[Op::Sti]).wrmsr(0x83F, 0x41).ops(&[Op::Nop]);
+        Mode::X2Apic.epilogue(&mut program);
+        program.handler(13).ops(&[Op::Sti, Op::Nop, Op::Nop]).out(DEBUG_EXIT, Width::Byte, 9);
+        let ran = run(&program, Setting { faults_at_stack: 1, budget: 1000, ..Setting::new(vendor) });
+        assert_eq!(ran.reason, StopReason::DebugExit(9));
+        assert_eq!(delivered(&ran), [Event::GENERAL_PROTECTION, Event::Interrupt(0x41)]);
+    }
+}
+
+#[test]
 fn an_nmi_does_not_wait_for_an_interrupt_that_a_fault_overtook() {
     for vendor in VENDORS {
         let mut program = Mode::X2Apic.prologue();
@@ -117,6 +130,17 @@ fn an_nmi_does_not_wait_for_an_interrupt_that_a_fault_overtook() {
         let ran = run(&program, Setting { faults_at_stack: 1, budget: 1000, ..Setting::new(vendor) });
         assert_eq!(ran.reason, StopReason::DebugExit(9));
         assert_eq!(delivered(&ran), [Event::GENERAL_PROTECTION, Event::Nmi]);
+    }
+}
+
+/// SDM Vol. 2A "CPUID", leaf 0BH: ECX\[7:0\] gives the subleaf back.
+#[test]
+fn cpuid_is_answered_by_leaf_and_subleaf() {
+    for (vendor, subleaf) in VENDORS.into_iter().flat_map(|vendor| [(vendor, 0), (vendor, 1)]) {
+        let mut program = Mode::X2Apic.begin();
+        program.cpuid(0xB, subleaf).ops(&[Op::PushAll, Op::Load(STACK - 8, Width::Byte)]);
+        program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Byte)]);
+        assert_eq!(run(&program, Setting::new(vendor)).reason, StopReason::DebugExit(subleaf));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the guest's CPUID against a list of what it may show that was written apart from the allow-list.
 
 use super::*;
+use crate::sim::Vendor;
 use proptest::prelude::*;
 
 const GHZ: u64 = 1_000_000_000;
@@ -294,4 +295,17 @@ fn paravirtual_events_are_announced_by_the_signatures_maximum_and_nothing_withou
         assert_eq!(table.lookup(0x4000_0011, 7, Dynamic::default), [1, 16, 5, 0]);
         assert_eq!(table.lookup(0x4000_0012, 0, Dynamic::default), highest, "a leaf out of range");
     }
+}
+
+/// SDM Vol. 2A "CPUID": below 20H too, where leaves that are always the same are found by one look.
+#[test]
+fn beyond_the_last_leaf_the_last_one_answers_or_none() {
+    let table = |vendor: Vendor| CpuidTable::new(&vendor, &settings(1));
+    let (intel, amd) = (table(Vendor::Intel), table(Vendor::Amd));
+    for leaf in [0x17, 0x18, 0x1F, 0x20] {
+        assert_eq!(intel.lookup(leaf, 0, Dynamic::default), intel.basic[0x16], "{leaf:#x}");
+        assert_eq!(amd.lookup(leaf, 0, Dynamic::default), [0; 4], "{leaf:#x}");
+        assert_eq!((intel.constant(leaf), amd.constant(leaf)), (None, None));
+    }
+    assert_ne!(intel.basic[0x16], [0; 4]);
 }

@@ -85,16 +85,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         if let Some(emulated) = &self.emulated {
             return Some(emulated.save(debug_control));
         }
-        // Kept beside a host that counts they are in no processor, unless the run has ended.
-        match &self.beside {
-            Some(beside) if beside.runs && beside.counters.plan().parks_guest() => None,
-            Some(beside) => {
-                let mut state = self.pmu.save(debug_control, &self.backend, world.host)?;
-                state.registers.global_status |= beside.guest.overflowed;
-                Some(state)
-            }
-            None => self.pmu.save(debug_control, &self.backend, world.host),
-        }
+        // Nothing is kept beside a host that counts: the end of a run has put it where it is without one.
+        self.pmu.save(debug_control, &self.backend, world.host)
     }
 
     /// Gives the guest's PMU the state of a snapshot, and IA32_DEBUGCTL those bits that are the PMU's: its other bits stay.

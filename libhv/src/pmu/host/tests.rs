@@ -109,6 +109,25 @@ fn a_status_bit_that_software_has_set_is_no_overflow() {
     }
 }
 
+/// A23: another run of the guest, or a restore, finds what it has not cleared.
+#[test]
+fn a_status_that_stands_when_the_guest_runs_again_is_no_overflow() {
+    for apart in [true, false] {
+        let mut rig = sampled(apart, 100);
+        rig.guest_has(5);
+        rig.guest_stays(|_| {});
+        rig.host.end(&mut rig.fake.clone(), &mut rig.fake);
+        rig.fake.0.borrow_mut().status = 1;
+        rig.host.adopt(&mut rig.guest, &mut rig.fake.clone());
+        assert_eq!((rig.fake.read_pmu(PmuRegister::GlobalStatus), rig.guest.overflowed), (0, 1), "apart: {apart}");
+        rig.host.start(0, &mut rig.fake.clone(), &mut rig.fake);
+        rig.guest_stays(|_| {});
+        rig.host_runs(150);
+        rig.take_pmi();
+        assert_eq!((rig.guest_pmis, rig.host.post().samples(0), rig.strange), (0, 1, 0), "apart: {apart}");
+    }
+}
+
 /// T-A12: what comes after a masked entry, or does not come, is nobody's.
 #[test]
 fn an_interrupt_that_the_guest_masks_on_its_way_or_that_does_not_come_is_not_told() {

@@ -2,10 +2,11 @@
 
 use super::harness::MEMORY;
 use super::paravirt::{CALL, DISABLE, ENABLE, INSTRUCTIONS, PAGE, PAGE_CALL, begin, call, end, open, result, rounds};
-use super::pmu::{Registers, both};
+use super::pmu::{self, Four, Registers, both};
 use super::*;
 use crate::devices::{Chipset, Configuration};
 use crate::exit::StopReason;
+use crate::pmu::host::{HostCounters, HostEvent};
 use crate::pmu::paravirt::BadState;
 use crate::pmu::paravirt::abi::{Refusal, State as Events};
 use crate::pmu::state::StateError;
@@ -102,6 +103,23 @@ fn records_and_what_freezes_them_come_out_of_a_snapshot() {
     let (youngest, another) = reads(0x1500);
     assert_eq!((youngest, reads(0x1501).0), (another, one), "the records go on from those of before");
     assert_eq!(reads(DEBUGCTL).0, FREEZE as u32);
+}
+
+/// A18, A29: beside a host that counts, what has run over of the guest's is kept apart while it runs.
+#[test]
+fn a_status_that_is_kept_beside_a_host_comes_out_of_a_snapshot() {
+    for (registers, status) in both().into_iter().zip([0x38E, 0xC000_0300]) {
+        let from = u64::MAX >> 16;
+        let mut first = begin();
+        first.wrmsr(registers.selector, pmu::INSTRUCTIONS).wrmsr(registers.counter, from).wrmsr(registers.control, 1);
+        first.ops(&[Op::Nop; 5]).wrmsr(registers.control, 0).ops(&[Op::Hlt]);
+        let mut second = begin();
+        second.rdmsr(status);
+        end(&mut second);
+        let host = || HostCounters::new().sample(HostEvent::Cycles, 1000);
+        assert_eq!(moved(|| Passthrough::new().beside(host()), registers, &first, &second).0, 1, "the same counters");
+        assert_eq!(moved(|| Four.beside(host()), registers, &first, &second).0, 1, "counters of its own");
+    }
 }
 
 /// A29, T-A24: IA32_DEBUGCTL of a guest whose counters are emulated; and what a guest cannot set is refused.

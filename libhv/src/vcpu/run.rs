@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::backend::Handler;
 use super::{Appliance, Backend, Vcpu, World};
-use crate::error::{EntryFailure, Error, Result};
+use crate::error::{Error, Result};
 use crate::exit::{Event, Exit, StopReason};
 use crate::hw::Host;
 use crate::pmu::PmuPolicy;
@@ -69,6 +69,11 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     pub fn run<H: Host>(&mut self, world: &mut World<'_, H>) -> Result<StopReason> {
         self.follow_apic_mode(world);
         let ended = self.enter_until_end(world);
+        if let Err(Error::VmEntry(_)) = ended {
+            // What was put there for the guest comes out again.
+            self.resume_host(world);
+            self.stop_clock(world.host.now());
+        }
         self.leave_pmu(world);
         self.take_apic(world);
         ended
@@ -98,18 +103,8 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
                 continue;
             }
             self.start_clock(world);
-            if let Err(failure) = B::enter_for(Once { vcpu: self, world }) {
-                return Err(self.refused(failure, world));
-            }
+            B::enter_for(Once { vcpu: self, world }).map_err(Error::VmEntry)?;
         }
-    }
-
-    /// The processor has refused to enter the guest: what was put there for it comes out again.
-    #[cold]
-    fn refused<H: Host>(&mut self, failure: EntryFailure, world: &mut World<'_, H>) -> Error {
-        self.resume_host(world);
-        self.stop_clock(world.host.now());
-        Error::VmEntry(failure)
     }
 
     /// Carries out what was decided; breaks off where the guest has ended.

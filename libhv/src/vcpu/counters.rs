@@ -101,7 +101,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     ) -> core::result::Result<(), StateError> {
         match &mut self.emulated {
             Some(emulated) => emulated.restore(state, self.pmu.policy())?,
-            None => registers!(self, |hardware| self.pmu.restore(state, hardware, world.host))?,
+            None => self.pmu.restore(state, &mut self.backend, world.host)?,
         }
         let view = self.emulated.as_ref().map(EmulatedPmu::view).or(self.pmu.view());
         let bits = view.map_or(0, PmuView::debugctl_bits);

@@ -36,22 +36,21 @@ macro_rules! frequent {
 
 impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
     #[inline(always)]
-    pub(super) fn cpuid(&mut self, leaf: u32) -> Answer {
+    pub(super) fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Answer {
         if let Some(&[eax, ebx, ecx, edx]) = self.cpuid.constant(leaf) {
             self.backend.set_gpr(Gpr::Rax, eax.into());
             self.backend.set_gpr(Gpr::Rbx, ebx.into());
             self.backend.set_gpr(Gpr::Rcx, ecx.into());
             self.backend.set_gpr(Gpr::Rdx, edx.into());
         } else {
-            self.varying_cpuid(leaf);
+            self.varying_cpuid(leaf, subleaf);
         }
         Answer::Complete
     }
 
     #[cold]
     #[inline(never)]
-    fn varying_cpuid(&mut self, leaf: u32) {
-        let subleaf = self.backend.gpr(Gpr::Rcx) as u32;
+    fn varying_cpuid(&mut self, leaf: u32, subleaf: u32) {
         let (backend, xss, apic_id) = (&self.backend, self.msrs.xss(), self.index as u32);
         let answer = self.cpuid.lookup(leaf, subleaf, || {
             let cr4 = backend.control(ControlRegister::Cr4);

@@ -51,7 +51,7 @@ impl<B: Backend, A: Appliance, P: PmuPolicy> Vcpu<B, A, P> {
         }
         match *exit {
             _ if RARE => self.resolve_further(exit, world, now),
-            Exit::Cpuid { leaf, .. } => self.cpuid(leaf),
+            Exit::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
             Exit::PortIo(access) => self.port(access, world, now),
             Exit::Rdmsr(msr) => self.read_msr(msr, world, now),
             Exit::Wrmsr(msr, value) => self.write_msr(msr, value, world, now),

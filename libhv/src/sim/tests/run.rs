@@ -2,9 +2,10 @@
 
 use super::harness::*;
 use super::oracle::Oracle;
-use crate::exit::{Event, Exit, StopReason, Width};
-use crate::registers::Gpr;
+use crate::exit::{Event, Exit, Resolution, StopReason, Width};
+use crate::registers::{Gpr, GuestState};
 use crate::sim::{Op, Program, Random, Record};
+use crate::vcpu::Appliance;
 use crate::vcpu::events::DOUBLE_FAULT;
 use std::vec;
 use std::vec::Vec;
@@ -141,6 +142,27 @@ fn cpuid_is_answered_by_leaf_and_subleaf() {
         program.cpuid(0xB, subleaf).ops(&[Op::PushAll, Op::Load(STACK - 8, Width::Byte)]);
         program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Byte)]);
         assert_eq!(run(&program, Setting::new(vendor)).reason, StopReason::DebugExit(subleaf));
+    }
+}
+
+/// Loses RCX of a guest that executes CPUID.
+struct Careless;
+impl Appliance for Careless {
+    fn on_exit(&mut self, exit: &Exit, guest: &mut impl GuestState) -> Resolution {
+        if let Exit::Cpuid { .. } = exit {
+            guest.set_gpr(Gpr::Rcx, 7);
+        }
+        Resolution::NotMine
+    }
+}
+
+#[test]
+fn cpuid_is_answered_as_the_exit_says() {
+    for registers in super::pmu::both() {
+        let mut program = Mode::X2Apic.begin();
+        program.cpuid(0xB, 1).ops(&[Op::PushAll, Op::Load(STACK - 8, Width::Byte)]);
+        program.ops(&[Op::Mov(Gpr::Rdx, DEBUG_EXIT.into()), Op::Out(Width::Byte)]);
+        assert_eq!(super::pmu::run_on(|_| Careless, (), registers, 0, &program).value, 1);
     }
 }
 

@@ -71,6 +71,22 @@ fn the_report_tells_what_a_processor_can_do_no_better() {
     assert_eq!(report(&host, false).of(Item::Rdpmc), Provision::Mediated(Why::Metrics));
 }
 
+/// Requirement A22: beside a host that counts the status leaves the guest, and nothing else that does not without.
+#[test]
+fn the_status_is_not_passed_beside_a_host_that_counts() {
+    let alone = PmuView::new(&INTEL, &PmuShare::all(&INTEL), Means::Passed, GlobalSwitch::Hardware).expect("a PMU");
+    let beside = alone.beside_host();
+    let status = [PmuRegister::GlobalStatus, PmuRegister::StatusReset, PmuRegister::StatusSet];
+    for register in alone.registers() {
+        let as_alone = beside.passes(register, false) == alone.passes(register, false);
+        assert_eq!(as_alone, !status.contains(&register), "{register:?}");
+    }
+    for item in [Item::GlobalStatus, Item::StatusSet] {
+        let of = |view: PmuView| PmuReport::new(Ok(view)).of(item);
+        assert_eq!((of(alone), of(beside)), (Provision::Native, Provision::Mediated(Why::HostCounts)));
+    }
+}
+
 #[test]
 fn a_guest_without_a_pmu_is_told_why() {
     let report = PmuReport::new(Err(NoPmu::NothingStopsIt));
